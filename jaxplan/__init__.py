@@ -1,0 +1,1 @@
+"""Language agents that learn when to plan: model and world in one compiled program."""

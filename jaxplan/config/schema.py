@@ -1,0 +1,227 @@
+"""The whole run as one tree: every default stands here, once, beside its unit.
+
+YAML files hold only what differs from this module. Each part of the program is handed
+its own section and never the tree.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jaxplan.config.types import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    section,
+)
+
+Stage = Literal["collect", "sft", "ppo", "evaluate", "report"]
+
+
+@section
+class AboutConfig:
+    """What a config file is for: read by people, checked by the tests."""
+
+    question: str = ""
+    source: str = ""
+    run: str = ""
+    hardware: str = ""
+    hours: NonNegativeFloat = 0.0
+
+
+@section
+class EnvConfig:
+    """The world the agent lives in, and the words it is described with."""
+
+    name: Literal["craftax_classic"] = "craftax_classic"
+    text: Literal["compact", "balrog", "balrog_precise"] = "compact"
+    max_steps: PositiveInt = 1000  # env steps until an episode is truncated
+    pool_size: PositiveInt = 256  # ready-made worlds a finished lane may be given
+    pool_refresh: NonNegativeInt = 16  # worlds made anew per training iteration
+
+
+@section
+class TextConfig:
+    """The tokenizer: ``shipped``, or the path of any Hugging Face tokenizer.json."""
+
+    tokenizer: str = "shipped"
+
+
+@section
+class PlanConfig:
+    """The plan grammar: turn := [ open text{1..budget} close ] action."""
+
+    open: str = "<plan>"
+    close: str = "</plan>"
+    budget: PositiveInt = 32  # plan-text tokens until the grammar closes the plan
+
+
+@section
+class RopeScalingConfig:
+    """Llama 3's frequency scaling of rotary embeddings (``rope_type: llama3``)."""
+
+    factor: PositiveFloat = 32.0
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    original_max_position_embeddings: PositiveInt = 8192
+
+
+@section
+class ModelConfig:
+    """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU."""
+
+    width: PositiveInt = 128
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    head_dim: PositiveInt = 32
+    ffn_width: PositiveInt = 384
+    rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: RopeScalingConfig | None = None
+    norm_eps: PositiveFloat = 1e-5
+    tie_embeddings: bool = True
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "layer"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}"
+            )
+
+
+@section
+class RolloutConfig:
+    """How lanes are decoded: rounds of (world step, prefill chunk, decode steps)."""
+
+    num_lanes: PositiveInt = 64
+    segment_tokens: PositiveInt = 512  # tokens of one lane in one segment
+    rounds: PositiveInt = 24  # act/observe/decode cycles in one segment
+    decode_steps: NonNegativeInt = 4  # tokens decoded in one round after the first
+    history: PositiveInt = 4  # turns of observations and actions that stay visible
+    observation_tokens: PositiveInt = 40  # room for one observation
+    temperature: PositiveFloat = 1.0
+
+
+@section
+class OptimizerConfig:
+    """AdamW with linear warm-up, cosine decay and clipping by the *global* norm."""
+
+    learning_rate: PositiveFloat = 3e-4
+    warmup_updates: NonNegativeInt = 20
+    final_fraction: Fraction = 0.1  # learning rate at the end, as a share of the peak
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    max_grad_norm: PositiveFloat = 1.0
+
+
+@section
+class CollectConfig:
+    """The expert's trajectories, the data of SFT."""
+
+    episodes: PositiveInt = 256
+    lanes: PositiveInt = 64
+    steps: PositiveInt = 400  # env steps of one trajectory at most
+    plan_every: tuple[PositiveInt, PositiveInt] = (2, 12)  # K ~ U[low, high], arm's own
+    action_noise: Fraction = 0.05  # share of steps whose action is random, not learnt
+
+    def __post_init__(self) -> None:
+        low, high = self.plan_every
+        if low > high:
+            raise ValueError(f"plan_every=({low}, {high}): the low end is the larger")
+
+
+@section
+class SftConfig:
+    """Imitation of the collected turns on packed segments."""
+
+    epochs: PositiveInt = 1
+    batch_segments: PositiveInt = 16
+    held_out: Fraction = 0.05  # share of episodes kept for validation
+    validate_every: PositiveInt = 50  # updates
+    checkpoint_every: PositiveInt = 100  # updates
+    plan_weight: NonNegativeFloat = 1.0  # loss weight of a plan token
+    action_weight: NonNegativeFloat = 1.0  # loss weight of an action token
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+
+@section
+class RoleCoefficients:
+    """One number for each role of a sampled token (docs: ppo.md, section 1)."""
+
+    decide: NonNegativeFloat = 0.0
+    plan: NonNegativeFloat = 0.0
+    action: NonNegativeFloat = 0.0
+
+
+@section
+class PpoConfig:
+    """PPO on turns with a priced plan; symbols as in the PPO formulation."""
+
+    iterations: PositiveInt = 40
+    num_epochs: PositiveInt = 1
+    num_minibatches: PositiveInt = 2
+    gamma: Fraction = 0.99  # per env step
+    gae_lambda: Fraction = 0.95  # per turn
+    gae_lambda_token: Fraction = 1.0  # inside a turn
+    estimator: Literal["turn", "smdp"] = "turn"
+    plan_cost: NonNegativeFloat = 0.0  # reward lost per plan-text token
+    call_cost: NonNegativeFloat = 0.0  # reward lost per plan
+    clip_eps: PositiveFloat = 0.2
+    clip_eps_high: PositiveFloat = 0.2
+    dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    advantage_clip: PositiveFloat = 10.0
+    decide_explore: Fraction = 0.0  # mu(plan) = (1 - eps) p + eps / 2
+    ratio_level: Literal["token", "turn"] = "token"
+    role_coef: RoleCoefficients = Field(
+        default_factory=lambda: RoleCoefficients(decide=1.0, plan=1.0, action=1.0)
+    )
+    kl_coef: RoleCoefficients = Field(
+        default_factory=lambda: RoleCoefficients(decide=0.05, plan=0.05, action=0.05)
+    )
+    ent_coef: RoleCoefficients = Field(
+        default_factory=lambda: RoleCoefficients(decide=0.01, plan=0.0, action=0.003)
+    )
+    vf_coef: NonNegativeFloat = 0.5
+    vf_clip_eps: PositiveFloat = 0.2
+    value_warmup_iterations: NonNegativeInt = 4  # value-only updates, trunk frozen
+    value_trunk_grad: bool = True  # after the warm-up
+    value_learning_rate_ratio: PositiveFloat = 10.0  # of the head, to the trunk's
+    checkpoint_every: PositiveInt = 10  # iterations
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(learning_rate=3e-5, warmup_updates=10)
+    )
+
+
+@section
+class EvaluateConfig:
+    """The panel: every arm and plan mode on the same list of worlds."""
+
+    episodes: PositiveInt = 64  # per arm and mode
+    modes: tuple[str, ...] = ("dynamic", "never", "every-1", "every-4")
+    max_steps: PositiveInt = 400
+    seed: NonNegativeInt = 10_000  # first world seed of the panel
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+@section
+class RunConfig:
+    """One run: a list of stages over one world, one model, one run directory."""
+
+    name: str = "run"
+    about: AboutConfig = Field(default_factory=AboutConfig)
+    seed: NonNegativeInt = 0
+    run_root: str = "runs"  # the run directory is run_root/name
+    stages: tuple[Stage, ...] = ("collect", "sft", "ppo", "evaluate", "report")
+    env: EnvConfig = Field(default_factory=EnvConfig)
+    text: TextConfig = Field(default_factory=TextConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    collect: CollectConfig = Field(default_factory=CollectConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
+    ppo: PpoConfig = Field(default_factory=PpoConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)

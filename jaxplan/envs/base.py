@@ -1,0 +1,101 @@
+"""What every world offers: plain functions on pytrees, unbatched, lifted by ``vmap``.
+
+A world knows *words*; which tokens they become is the business of ``jaxplan.text``.
+A description is therefore a list of phrase numbers into ``TextEnv.phrases``.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import chex
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+State = Any  # a pytree of arrays, the world's own
+
+
+@chex.dataclass(frozen=True)
+class Phrases:
+    """A text on the device: the phrases whose mask is True, in order, concatenated."""
+
+    ids: Int[Array, " P"]
+    mask: Bool[Array, " P"]
+
+
+@chex.dataclass(frozen=True)
+class EnvStep:
+    """One transition of a world; ``events`` are those that first happened in it."""
+
+    state: State
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    events: Bool[Array, " E"]
+
+
+@runtime_checkable
+class TextEnv(Protocol):
+    """A world that lives inside ``jit`` and describes itself in phrases.
+    """
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """The words of every action; the action id is the index."""
+        ...
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase a description can contain."""
+        ...
+
+    @property
+    def instructions(self) -> str:
+        """The text that opens a context, once."""
+        ...
+
+    @property
+    def event_names(self) -> tuple[str, ...]:
+        """What can happen once an episode (achievements)."""
+        ...
+
+    @property
+    def max_steps(self) -> int:
+        """Env steps until an episode is truncated."""
+        ...
+
+    def reset(self, key: PRNGKeyArray) -> State:
+        """Make a new world; all its randomness comes from ``key``."""
+        ...
+
+    def step(
+        self, key: PRNGKeyArray, state: State, action: Int[Array, ""]
+    ) -> EnvStep:
+        """Play one action. Never resets; never both terminated and truncated."""
+        ...
+
+    def describe(self, state: State) -> Phrases:
+        """Say what the player sees, and nothing else."""
+        ...
+
+    def passive(self, state: State) -> Bool[Array, ""]:
+        """Tell whether the next action will be ignored (the player is asleep)."""
+        ...
+
+
+@runtime_checkable
+class Expert(Protocol):
+    """A scripted player that sees what the player sees, and says its plan.
+    """
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """Every phrase a plan can contain."""
+        ...
+
+    def init(self) -> Any:
+        """The memory at the start of an episode: a pytree of arrays."""
+        ...
+
+    def act(
+        self, key: PRNGKeyArray, memory: Any, state: State
+    ) -> tuple[Any, Int[Array, ""], Phrases]:
+        """Choose an action; return the new memory, the action and the current plan."""
+        ...

@@ -1,0 +1,199 @@
+"""A panel: one arm on a fixed list of worlds, in every plan mode, modes side by side.
+
+The seed of a world fixes the world and all that is random in the episode, so every arm
+and every mode meets the same worlds, whatever the batch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
+from jaxplan.envs.base import Expert, TextEnv
+from jaxplan.eval.report import Result, make_result
+from jaxplan.models.params import LlamaParams
+from jaxplan.plan.grammar import parse_mode
+from jaxplan.rollout.rounds import Language, init_carry, run_segment
+from jaxplan.rollout.schedule import Schedule, make_worlds, panel_schedule
+from jaxplan.rollout.scripted import play_scripted
+from jaxplan.rollout.segment import Segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """The account of finished episodes, one row each (host).
+
+    Attributes:
+        mode: index of the plan mode.
+        seed: of the world.
+        task_return: undiscounted sum of task rewards.
+        events: achievements unlocked, [episodes, events].
+        env_steps: steps of the world.
+        turns: choices of the agent.
+        plans: turns with a plan.
+        plan_tokens: plan-text tokens.
+        terminated: False where the time limit ended it.
+    """
+
+    mode: np.ndarray
+    seed: np.ndarray
+    task_return: np.ndarray
+    events: np.ndarray
+    env_steps: np.ndarray
+    turns: np.ndarray
+    plans: np.ndarray
+    plan_tokens: np.ndarray
+    terminated: np.ndarray
+
+    def of_mode(self, mode: int) -> "Episodes":
+        """The episodes of one mode, by seed."""
+        rows = np.flatnonzero(self.mode == mode)
+        rows = rows[np.argsort(self.seed[rows])]
+        return Episodes(
+            **{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """What all arms are measured on."""
+
+    env: TextEnv
+    config: EvaluateConfig
+    rollout: RolloutConfig
+    model: ModelConfig
+    budget: int
+    turn_tokens: int
+
+    @property
+    def seeds(self) -> jax.Array:
+        """The worlds of the panel."""
+        return self.config.seed + jnp.arange(self.config.episodes, dtype=jnp.int32)
+
+    def schedule(self) -> Schedule:
+        """All worlds in all modes, spread over the lanes."""
+        modes = jnp.array([parse_mode(m) for m in self.config.modes], jnp.int32)
+        worlds = make_worlds(self.env, self.seeds)
+        return panel_schedule(worlds, self.seeds, modes, self.rollout.num_lanes)
+
+
+def play_panel(
+    params: LlamaParams,
+    panel: Panel,
+    language: Language,
+    schedule: Schedule,
+    progress: Callable[[int, int], None],
+) -> tuple[Episodes, list[Segment]]:
+    """Play the panel with one policy, segment by segment, until all episodes ended.
+
+    Args:
+        params: the policy.
+        panel: worlds and modes.
+        language: the tokenizer's tables.
+        schedule: of the panel, ``Panel.schedule``.
+        progress: is told episodes finished and env steps played.
+
+    Returns:
+        The episodes, and the segments of the first lane (host), for a replay.
+    """
+    carry = init_carry(panel.env, language, schedule, jax.random.key(0), panel.rollout)
+    total = int(schedule.entries.sum())
+    rows: list[dict[str, np.ndarray]] = []
+    lane_segments: list[Segment] = []
+    finished = env_steps = 0
+    while finished < total:
+        carry, segment = run_segment(
+            params,
+            carry,
+            language,
+            schedule,
+            1.0,
+            env=panel.env,
+            config=panel.rollout,
+            model=panel.model,
+            budget=panel.budget,
+            turn_tokens=panel.turn_tokens,
+        )
+        new = _finished_rows(segment, schedule)
+        rows.append(new)
+        lane_segments.append(first_lane(segment))
+        finished += len(new["seed"])
+        env_steps += int(new["env_steps"].sum())
+        progress(finished, env_steps)
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    modes = [parse_mode(mode) for mode in panel.config.modes]
+    columns["mode"] = np.array([modes.index(m) for m in columns["mode"].tolist()])
+    return Episodes(**columns), lane_segments
+
+
+def first_lane(segment: Segment) -> Segment:
+    """Stream and turns of lane 0, on the host."""
+    tokens, turns = segment.stream, segment.turns
+    stream, turns = jax.device_get(
+        jax.tree.map(lambda array: array[:1], (tokens, turns))
+    )
+    return segment.replace(stream=stream, turns=turns)
+
+
+def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, np.ndarray]:
+    ends, seed, mode = jax.device_get((segment.episodes, schedule.seed, schedule.mode))
+    where = np.nonzero(ends.finished)  # (round, lane) of every finished episode
+    lane, column = where[1], ends.entry[where] % seed.shape[1]
+    stats = {
+        field.name: getattr(ends.stats, field.name)[where]
+        for field in dataclasses.fields(ends.stats)
+    }
+    return {
+        "mode": mode[lane, column],
+        "seed": seed[lane, column],
+        "terminated": ends.terminated[where],
+        **stats,
+    }
+
+
+def play_scripted_panel(panel: Panel, player: Expert) -> Episodes:
+    """Play the panel's worlds with a scripted player, which has no plan modes."""
+    seeds = panel.seeds
+    played = play_scripted(
+        make_worlds(panel.env, seeds),
+        seeds,
+        env=panel.env,
+        player=player,
+        steps=panel.config.max_steps,
+    )
+    host = jax.device_get(played)
+    nothing = np.zeros(len(seeds), np.int32)
+    return Episodes(
+        mode=nothing,
+        seed=np.asarray(seeds),
+        task_return=host.reward.sum(axis=0),
+        events=host.events.any(axis=0),
+        env_steps=host.alive.sum(axis=0),
+        turns=(host.alive & ~host.passive).sum(axis=0),
+        plans=nothing,
+        plan_tokens=nothing,
+        terminated=host.terminated.any(axis=0),
+    )
+
+
+def result_of(
+    arm: str,
+    mode: str,
+    episodes: Episodes,
+    event_names: tuple[str, ...],
+    confidence: float,
+) -> Result:
+    """One row of the result table, with bootstrap intervals over episodes."""
+    turns = np.maximum(episodes.turns, 1)
+    columns = {
+        "achievements": episodes.events.sum(axis=1),
+        "return": episodes.task_return,
+        "plan_rate": episodes.plans / turns,
+        "plan_tokens_per_turn": episodes.plan_tokens / turns,
+        "steps": episodes.env_steps,
+        "alive": (~episodes.terminated).astype(np.float64),
+    }
+    return make_result(arm, mode, columns, episodes.events, event_names, confidence)

@@ -1,0 +1,179 @@
+"""One episode step by step: what was seen, planned and done, played once more.
+
+Nothing is recorded while the agent plays but its tokens. An episode is a function of
+its seed and its actions, so the frames come from playing the same actions again.
+"""
+
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxplan.core.roles import Role, Span
+from jaxplan.envs.base import State, TextEnv
+from jaxplan.envs.craftax_view import (
+    FACING_NAMES,
+    ITEM_NAMES,
+    TILE_NAMES,
+    VITAL_NAMES,
+)
+from jaxplan.models.visibility import NO_PLAN
+from jaxplan.rollout.lanes import world_key
+from jaxplan.rollout.schedule import episode_key
+from jaxplan.rollout.segment import Segment
+from jaxplan.text.tokenizer import Tokenizer
+
+
+@chex.dataclass(frozen=True)
+class SpokenTurn:
+    """One complete turn of an episode (host)."""
+
+    observation: str
+    plan: str  # empty: none was written
+    action: int
+
+
+def spoken_turns(
+    segments: list[Segment], tokenizer: Tokenizer, entry: int
+) -> list[SpokenTurn]:
+    """Read the turns of one lane's episode from its segments.
+
+    Args:
+        segments: of one lane, in order (``first_lane``).
+        tokenizer: of the agent.
+        entry: which of the lane's episodes, from 0.
+    """
+    turns = []
+    for segment in segments:
+        tokens = jax.tree.map(lambda array: array[0], segment.stream.tokens)
+        end = jax.tree.map(lambda array: array[0], segment.turns.end)
+        number = segment.turns.number[0]
+        for slot in np.flatnonzero(end.complete):
+            of_turn = tokens.turn == number[slot]
+            of_turn &= (tokens.episode == entry + 1) & (tokens.role != Role.PROMPT)
+            said = of_turn & (tokens.span != Span.NONE)
+            if not said.any():
+                continue  # asleep, or another episode
+            seen = of_turn & ~said & (tokens.plan == NO_PLAN)
+            text = said & (tokens.span == Span.PLAN)
+            turns.append(
+                SpokenTurn(
+                    observation=tokenizer.decode(tokens.token[seen].tolist()).strip(),
+                    plan=tokenizer.decode(tokens.token[text].tolist()).strip(),
+                    action=int(end.action[slot]),
+                )
+            )
+    return turns
+
+
+@partial(jax.jit, static_argnames="env")
+def _play_again(world: State, seed: Array, actions: Int[Array, " steps"], env: TextEnv):
+    key = episode_key(seed)
+
+    def one_step(world: State, at: tuple[Array, Array]):
+        step, action = at
+        result = env.step(world_key(key, step), world, action)
+        facts = {
+            "view": env.view(world),
+            "reward": result.reward,
+            "events": result.events,
+            "passive": env.passive(world),
+            "over": result.terminated | result.truncated,
+        }
+        return result.state, facts
+
+    return jax.lax.scan(one_step, world, (jnp.arange(actions.shape[0]), actions))[1]
+
+
+def make_replay(
+    arm: str, mode: str, seed: int, world: State, turns: list[SpokenTurn], env: TextEnv
+) -> dict[str, Any]:
+    """Play an episode's actions again and describe every step for the replay page.
+
+    Args:
+        arm: who played.
+        mode: its plan mode.
+        seed: of the episode.
+        world: it began in.
+        turns: what was said (``spoken_turns``).
+        env: the world's rules.
+    """
+    facts, turn_of_step = _unfold(world, seed, turns, env)
+    frames, plan, total = [], "", 0
+    previous = -1
+    for step, turn in enumerate(turn_of_step):
+        spoken = turns[turn]
+        new = turn != previous and spoken.plan != ""
+        plan = spoken.plan if new else plan
+        unlocked = [env.event_names[i] for i in np.flatnonzero(facts["events"][step])]
+        total += len(unlocked)
+        frames.append(
+            _frame(step, facts, env)
+            | {
+                "action": env.action_names[spoken.action],
+                "plan": plan,
+                "planned_now": new,
+                "unlocked": unlocked,
+                "achievements": total,
+                "observation": spoken.observation if turn != previous else "",
+            }
+        )
+        previous = turn
+    return {
+        "arm": arm,
+        "mode": mode,
+        "seed": seed,
+        "action_names": list(env.action_names),
+        "event_names": list(env.event_names),
+        "tile_names": list(TILE_NAMES),
+        "frames": frames,
+    }
+
+
+def _unfold(
+    world: State, seed: int, turns: list[SpokenTurn], env: TextEnv
+) -> tuple[dict[str, Any], list[int]]:
+    """Find out which turn each env step belongs to: asleep, a turn lasts many steps.
+
+    The episode is played with a guess of the actions; where the player turns out to be
+    asleep the guess is put right and the episode is played again from the start.
+    """
+    limit = env.max_steps
+    turn_of_step: list[int] = list(range(len(turns)))
+    while True:
+        actions = np.zeros(limit, np.int32)
+        chosen = [turns[turn].action for turn in turn_of_step[:limit]]
+        actions[: len(chosen)] = chosen
+        facts = jax.device_get(
+            _play_again(world, jnp.int32(seed), jnp.asarray(actions), env)
+        )
+        corrected, turn = [], -1
+        for step in range(limit):
+            turn += not facts["passive"][step]
+            if turn >= len(turns):
+                break
+            corrected.append(turn)
+            if facts["over"][step]:
+                break
+        if corrected == turn_of_step:
+            return facts, turn_of_step
+        turn_of_step = corrected
+
+
+def _frame(step: int, facts: dict[str, Any], env: TextEnv) -> dict[str, Any]:
+    view = jax.tree.map(lambda array: np.asarray(array)[step], facts["view"])
+    inventory = dict(zip(ITEM_NAMES, view.inventory.tolist(), strict=True))
+    return {
+        "step": step,
+        "view": view.tiles.tolist(),
+        "facing": FACING_NAMES[int(view.facing)][:1],
+        "sleeping": bool(view.sleeping),
+        "vitals": dict(zip(VITAL_NAMES, view.vitals.tolist(), strict=True)),
+        "inventory": {name: count for name, count in inventory.items() if count},
+        "light": round(float(view.light), 3),
+        "reward": round(float(facts["reward"][step]), 4),
+    }

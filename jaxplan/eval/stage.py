@@ -1,0 +1,143 @@
+"""The last two stages of a run: play the panel with every arm, and report."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxplan.config.schema import RunConfig
+from jaxplan.envs.worlds import make_env
+from jaxplan.eval.panels import (
+    Panel,
+    play_panel,
+    play_scripted_panel,
+    result_of,
+)
+from jaxplan.eval.replay import make_replay, spoken_turns
+from jaxplan.eval.report import print_table, write_report
+from jaxplan.io.progress import Progress
+from jaxplan.io.rundir import RunDirectory, commit, hardware, versions
+from jaxplan.models.params import LlamaParams
+from jaxplan.rollout.scripted import RandomPlayer
+from jaxplan.rollout.setup import longest_turn, make_language
+from jaxplan.text.tokenizer import Tokenizer
+
+_TIMED_STAGES = ("collect", "sft", "ppo", "evaluate")
+
+
+def evaluate_arms(
+    config: RunConfig,
+    run: RunDirectory,
+    tokenizer: Tokenizer,
+    policies: dict[str, Callable[[], LlamaParams]],
+) -> dict[str, Any]:
+    """Play the panel with the random player and with every policy.
+
+    An arm that has finished is not played again when the stage is.
+
+    Args:
+        config: the run.
+        run: its directory.
+        tokenizer: of the policies.
+        policies: by arm, loaded when their turn comes.
+
+    Returns:
+        ``results``, a row for each arm and mode.
+    """
+    env = make_env(dataclasses.replace(config.env, max_steps=config.evaluate.max_steps))
+    panel = Panel(
+        env=env,
+        config=config.evaluate,
+        rollout=config.rollout,
+        model=config.model,
+        budget=config.plan.budget,
+        turn_tokens=longest_turn(tokenizer, env, config.plan),
+    )
+    arms: dict[str, Callable[[], dict[str, Any]]] = {"random": lambda: _random(panel)}
+    for arm, load in policies.items():
+        arms[arm] = lambda arm=arm, load=load: _play(
+            arm, load(), panel, config, tokenizer
+        )
+    results = []
+    for arm, play in arms.items():
+        marker = f"evaluate-{arm}"
+        if not run.is_done(marker):
+            run.finish(marker, play())
+        results += run.results(marker)["results"]
+    return {"results": results}
+
+
+def _random(panel: Panel) -> dict[str, Any]:
+    episodes = play_scripted_panel(panel, RandomPlayer(len(panel.env.action_names)))
+    row = result_of(
+        "random", "never", episodes, panel.env.event_names, panel.config.confidence
+    )
+    return {"results": [row]}
+
+
+def _play(
+    arm: str, params: LlamaParams, panel: Panel, config: RunConfig, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    language = make_language(tokenizer, panel.env, config.plan)
+    schedule = panel.schedule()
+    total = int(schedule.entries.sum())
+    with Progress(f"evaluate {arm}", total) as progress:
+        episodes, segments = play_panel(
+            params,
+            panel,
+            language,
+            schedule,
+            lambda done, steps: progress.update(done, env_steps=steps),
+        )
+    confidence = panel.config.confidence
+    rows = [
+        result_of(
+            arm, mode, episodes.of_mode(number), panel.env.event_names, confidence
+        )
+        for number, mode in enumerate(panel.config.modes)
+    ]
+    # Lane 0 begins with the first mode, on the first world.
+    world = jax.tree.map(lambda leaf: leaf[0], schedule.worlds)
+    turns = spoken_turns(segments, tokenizer, entry=0)
+    seed = int(np.asarray(panel.seeds)[0])
+    mode = panel.config.modes[0]
+    return {
+        "results": rows,
+        "replay": make_replay(arm, mode, seed, world, turns, panel.env),
+    }
+
+
+def write_run_report(config: RunConfig, run: RunDirectory) -> Path:
+    """Write the report of a run, and print its table.
+
+    Returns:
+        The page.
+    """
+    results = run.results("evaluate")["results"]
+    stages = {name: _results_or_nothing(run, name) for name in _TIMED_STAGES}
+    seconds = {name: stage.get("wall_seconds") for name, stage in stages.items()}
+    compiling = [stage.get("compile_seconds", 0.0) for stage in stages.values()]
+    device = jax.devices()[0]
+    summary = {
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
+        "wall_seconds": seconds | {"compile": sum(compiling)},
+        "results": results,
+    }
+    print_table(results)
+    return write_report(run.path, summary, _last_replay(run, results))
+
+
+def _results_or_nothing(run: RunDirectory, stage: str) -> dict[str, Any]:
+    return run.results(stage) if run.is_done(stage) else {}
+
+
+def _last_replay(run: RunDirectory, results: list[dict[str, Any]]) -> Any:
+    """The episode of the arm that learnt longest."""
+    return run.results(f"evaluate-{results[-1]['arm']}").get("replay")

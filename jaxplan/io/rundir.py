@@ -1,0 +1,311 @@
+"""The directory of a run: whose it is, by which config, and how far it has come.
+
+The same command always continues the run. A directory belongs to one config; a stage
+is done when its marker is there, and the marker holds its results. One process at a
+time works in it.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxplan.config.reader import ConfigError, differences, load_config, to_yaml
+from jaxplan.config.schema import RunConfig
+
+# What --resume may change in a run that has begun. Of two entries the longer key wins;
+# all other keys shape the data or the arrays and must stay.
+_FREE = "free"  # has no influence on results
+_UNFINISHED = "unfinished"  # while its stage is not done; with a notice
+_REDO = "redo"  # the stage and those after it are done again
+_MAY_CHANGE = {
+    "about": _FREE,
+    "name": _FREE,
+    "run_root": _FREE,
+    "stages": _FREE,
+    "sft": _UNFINISHED,
+    "sft.batch_segments": None,
+    "sft.held_out": None,
+    "sft.validate_every": _FREE,
+    "sft.checkpoint_every": _FREE,
+    "ppo": _UNFINISHED,
+    "ppo.iterations": _REDO,
+    "ppo.checkpoint_every": _FREE,
+    "evaluate": _REDO,
+}
+_ORDER = ("collect", "sft", "ppo", "evaluate", "report")
+_PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "craftax")
+
+Notify = Callable[[str], None]
+
+
+class RunDirectoryError(RuntimeError):
+    """The run cannot use this directory; the message says what to do."""
+
+
+class RunDirectory:
+    """An open run directory; a context manager that holds its lock.
+
+    Args:
+        root: folder of all runs.
+        config: of this run; the directory is ``root/<config.name>``.
+        resume: go on although keys differ that may change.
+        fresh: move what is there aside to ``<name>.old-N`` and begin anew.
+        notify: is handed sentences that a person should see.
+
+    Attributes:
+        path: the directory.
+
+    Raises:
+        RunDirectoryError: another process works in it, or it is another config's.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        fresh: bool = False,
+        notify: Notify = lambda sentence: None,
+    ):
+        self.path = Path(root).resolve() / config.name
+        self._notify = notify
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        try:
+            if fresh and (self.path / "config.yaml").exists():
+                self._begin_anew()
+            self._settle_config(config, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory back."""
+        _write_lock(self.path / "lock.json", owner=None)
+
+    def is_done(self, stage: str) -> bool:
+        """Tell whether a stage has finished."""
+        return self._marker(stage).exists()
+
+    def finish(self, stage: str, results: dict[str, Any]) -> None:
+        """Mark a stage as finished; ``results`` is JSON."""
+        _write_json(self._marker(stage), results)
+
+    def results(self, stage: str) -> dict[str, Any]:
+        """Read what a finished stage left.
+
+        Raises:
+            RunDirectoryError: it has not finished.
+        """
+        if not self.is_done(stage):
+            raise RunDirectoryError(
+                f"{self.path}: stage {stage} has not finished; "
+                f"add it to the stages of the run"
+            )
+        return json.loads(self._marker(stage).read_text(encoding="utf-8"))
+
+    def _marker(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
+    def _lock(self) -> None:
+        owner = _write_lock(self.path / "lock.json", owner=_this_process())
+        if owner is None:
+            return
+        name = f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
+        if _may_be_alive(owner):
+            raise RunDirectoryError(
+                f"{self.path}: in use by {name}; wait for it, or choose another name. "
+                "If that process is gone, delete lock.json"
+            )
+        self._notify(f"{self.path}: taken over from {name}, which is gone")
+
+    def _begin_anew(self) -> None:
+        taken = {path.name for path in self.path.parent.iterdir()}
+        name = self.path.name
+        number = next(n for n in range(1, 10**6) if f"{name}.old-{n}" not in taken)
+        aside = self.path.with_name(f"{name}.old-{number}")
+        self.close()
+        os.replace(self.path, aside)
+        self._notify(f"{self.path}: what was there is now {aside.name}")
+        self.path.mkdir()
+        self._lock()
+
+    def _settle_config(self, config: RunConfig, resume: bool) -> None:
+        """Compare with the config that the directory was made by, and keep the new."""
+        file = self.path / "config.yaml"
+        if file.exists():
+            changed = differences(_read_config(file), config)
+            self._judge_changes(changed, resume)
+        _write_text(file, to_yaml(config))
+
+    def _judge_changes(self, changed: list[tuple[str, Any, Any]], resume: bool) -> None:
+        refused = [c for c in changed if not resume or not self._may_change(c[0])]
+        if refused:
+            hint = (
+                "these may not change in a run that has begun. "
+                if resume
+                else "--resume goes on with the new values where that is possible. "
+            )
+            lines = [f"  {key}: made with {a!r}, now {b!r}" for key, a, b in refused]
+            raise RunDirectoryError(
+                f"{self.path}: made by another config\n"
+                + "\n".join(lines)
+                + f"\n{hint}--fresh moves the directory aside and begins anew."
+            )
+        for key, old, new in changed:
+            self._notify(f"{key} was {old!r} until here and is now {new!r}")
+            if _rule(key) == _REDO:
+                self._reopen(key.partition(".")[0])
+
+    def _may_change(self, key: str) -> bool:
+        rule = _rule(key)
+        if rule == _UNFINISHED:
+            return not self.is_done(key.partition(".")[0])
+        return rule is not None
+
+    def _reopen(self, stage: str) -> None:
+        for later in _ORDER[_ORDER.index(stage) :]:
+            self._marker(later).unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """``git describe`` of the source tree, ``-dirty`` if changed; None without one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed, or inside someone else's repository
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def hardware(accelerator: str) -> str:
+    """One line on the machine.
+
+    Args:
+        accelerator: what JAX computes on, in the caller's words, for example ``cpu``.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{_cpu_model()}, {cores} cores, {memory:.0f} GiB memory; {accelerator}"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _rule(key: str) -> str | None:
+    """Look up a key or the nearest section above it."""
+    while key and key not in _MAY_CHANGE:
+        key = key.rpartition(".")[0]
+    return _MAY_CHANGE.get(key)
+
+
+def _read_config(file: Path) -> RunConfig:
+    try:
+        return load_config(file)
+    except ConfigError as error:
+        raise RunDirectoryError(
+            f"{file.parent}: made by another version of jaxplan; this one cannot read "
+            f"its config\n{error}\n--fresh moves the directory aside to begin anew."
+        ) from error
+
+
+def _write_lock(path: Path, owner: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Take or give back the lock, unless another process that may live has it.
+
+    The file lock only makes reading and writing one act; it is not held.
+
+    Args:
+        path: of the lock file.
+        owner: who takes it; None gives it back.
+
+    Returns:
+        Who had it.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        content = file.read()
+        before = json.loads(content) if content else None
+        if owner is None or before is None or not _may_be_alive(before):
+            file.truncate(0)
+            file.write(json.dumps(owner) if owner else "")
+    return before
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "birth": _birth(os.getpid()),
+    }
+
+
+def _may_be_alive(owner: dict[str, Any]) -> bool:
+    """Tell whether an owner may still run; of another machine nobody can know."""
+    if owner["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return owner["birth"] == _birth(owner["pid"])  # else the number was given again
+
+
+def _birth(pid: int) -> str | None:
+    """When a process began, in ticks since boot; None where the system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a whole file in one step, so that a kill leaves the old one or the new."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,142 @@
+"""Rotary positions and grouped-query attention.
+
+Both ways through the Llama end here, so sampling and training use the same formula.
+"""
+
+import functools
+import math
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxplan.config.schema import ModelConfig, RopeScalingConfig
+
+# Finite, so that a padding token that sees nothing averages instead of giving NaN.
+NEVER = -1e30
+# XLA's CPU matrix product wants its long side first; it matters for a handful of rows.
+FEW_ROWS = 8
+
+
+@chex.dataclass(frozen=True)
+class Rotation:
+    """Cosine and sine of the rotary angle of every token and frequency."""
+
+    cos: Float[Array, "B T H2"]
+    sin: Float[Array, "B T H2"]
+
+
+def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, " H2"]:
+    """Rotary frequencies in radians per token (arXiv:2104.09864, eq. 15)."""
+    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
+    frequencies = config.rope_theta**-exponents
+    if config.rope_scaling is None:
+        return frequencies
+    return llama3_scaling(frequencies, config.rope_scaling)
+
+
+def llama3_scaling(
+    frequencies: Float[np.ndarray, " H2"], scaling: RopeScalingConfig
+) -> Float[np.ndarray, " H2"]:
+    """Slow the low frequencies down by ``factor`` and keep the high ones.
+
+    Between the two a linear blend in the number of turns the frequency makes over the
+    original context (transformers, ``_compute_llama3_parameters``).
+    """
+    context = scaling.original_max_position_embeddings
+    turns = frequencies * context / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    keep = np.clip(blend, 0, 1)
+    return keep * frequencies + (1 - keep) * frequencies / scaling.factor
+
+
+def rotation_at(position: Int[Array, "B T"], config: ModelConfig) -> Rotation:
+    """Rotation of every token; float32, whatever the compute dtype."""
+    frequencies = jnp.asarray(rope_frequencies(config), jnp.float32)
+    angles = position[:, :, None].astype(jnp.float32) * frequencies[None, None]
+    return Rotation(cos=jnp.cos(angles), sin=jnp.sin(angles))
+
+
+def rotate(
+    heads: Float[Array, "B T heads H"], rotation: Rotation
+) -> Float[Array, "B T heads H"]:
+    """Rotate channel i with channel i + H/2 (the layout of Hugging Face weights)."""
+    cos, sin = rotation.cos[:, :, None], rotation.sin[:, :, None]
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(heads.dtype)
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    keys: tuple[Float[Array, "B K _ H"], ...],
+    values: tuple[Float[Array, "B K _ H"], ...],
+    mask: Bool[Array, "B T S"],
+) -> Float[Array, "B T N H"]:
+    """Softmax attention where N / K query heads share one key/value head.
+
+    The S keys lie in one or more buffers; each is attended to by itself and the parts
+    are merged exactly (arXiv:2205.14135, section 3.1). Scores and softmax are float32.
+    """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = keys[0].shape[1]
+    group = heads // kv_heads
+    # The heads of a group become more query rows: no key is repeated or read twice.
+    rows = query.reshape(batch, length, kv_heads, group, head_dim)
+    rows = rows.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
+    row_mask = jnp.tile(mask, (1, group, 1))[:, None]
+
+    ends = np.cumsum([buffer.shape[2] for buffer in keys])
+    parts = [
+        _attend_part(rows, buffer, content, part_mask)
+        for buffer, content, part_mask in zip(
+            keys, values, jnp.split(row_mask, ends[:-1], axis=-1), strict=True
+        )
+    ]
+    whole = functools.reduce(_merge, parts)
+    mixed = (whole.mixed / whole.total).astype(query.dtype)
+    mixed = mixed.reshape(batch, kv_heads, group, length, head_dim)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+@chex.dataclass(frozen=True)
+class _Part:
+    """Attention to some of the keys, before the division by the softmax's sum."""
+
+    mixed: Float[Array, "B K R H"]  # values, weighted by exp(score - peak)
+    peak: Float[Array, "B K R 1"]  # the largest score
+    total: Float[Array, "B K R 1"]  # sum of exp(score - peak)
+
+
+def _attend_part(rows, keys, values, mask):
+    if rows.shape[2] <= FEW_ROWS:
+        scores = _float32_einsum("bksh,bkrh->bksr", keys, rows).swapaxes(2, 3)
+    else:
+        scores = _float32_einsum("bkrh,bksh->bkrs", rows, keys)
+    scores = jnp.where(mask, scores * rows.shape[-1] ** -0.5, NEVER)
+    # The peak cancels out of mixed / total, so it needs no gradient.
+    peak = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - peak)
+    return _Part(
+        mixed=_float32_einsum("bkrs,bksh->bkrh", weights.astype(values.dtype), values),
+        peak=peak,
+        total=jnp.sum(weights, axis=-1, keepdims=True),
+    )
+
+
+def _merge(a: _Part, b: _Part) -> _Part:
+    peak = jnp.maximum(a.peak, b.peak)
+    scale_a, scale_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
+    return _Part(
+        mixed=a.mixed * scale_a + b.mixed * scale_b,
+        peak=peak,
+        total=a.total * scale_a + b.total * scale_b,
+    )
+
+
+def _float32_einsum(subscripts, a, b):
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)

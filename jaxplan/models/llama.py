@@ -1,0 +1,82 @@
+"""A Llama on packed streams: RMSNorm, rotary positions, grouped queries, SwiGLU.
+
+The pieces of a layer are shared with ``jaxplan.models.cache``; what differs is only
+where keys and values are kept.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxplan.config.schema import ModelConfig
+from jaxplan.models.attention import Rotation, attend, rotate, rotation_at
+from jaxplan.models.params import LayerParams, LlamaParams, cast_params
+from jaxplan.models.visibility import TokenMeta, visible
+
+# query [B, T, N, H], new keys and new values [B, T, K, H] -> mixed values [B, T, N, H]
+Attention = Callable[[Array, Array, Array], Float[Array, "B T N H"]]
+
+
+def rms_norm(
+    x: Float[Array, "*batch D"], scale: Float[Array, " D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(wide**2, axis=-1, keepdims=True)
+    normed = wide * lax.rsqrt(mean_square + eps)
+    return (normed * jnp.broadcast_to(scale, x.shape)).astype(x.dtype)
+
+
+def layer_step(
+    x: Float[Array, "B T D"],
+    layer: LayerParams,
+    rotation: Rotation,
+    attention: Attention,
+    config: ModelConfig,
+) -> Float[Array, "B T D"]:
+    """One layer: attention, then feed-forward, each added to the residual stream."""
+    normed = rms_norm(x, layer.attention_norm, config.norm_eps)
+    query = rotate(jnp.einsum("btd,dnh->btnh", normed, layer.query), rotation)
+    key = rotate(jnp.einsum("btd,dkh->btkh", normed, layer.key), rotation)
+    value = jnp.einsum("btd,dkh->btkh", normed, layer.value)
+    mixed = attention(query, key, value)
+    x = x + jnp.einsum("btnh,nhd->btd", mixed, layer.attention_out)
+
+    normed = rms_norm(x, layer.ffn_norm, config.norm_eps)
+    gated = jax.nn.silu(normed @ layer.gate) * (normed @ layer.up)
+    return x + gated @ layer.down
+
+
+def forward(
+    params: LlamaParams,
+    tokens: Int[Array, "B S"],
+    meta: TokenMeta,
+    config: ModelConfig,
+    history: int,
+) -> Float[Array, "B S D"]:
+    """Hidden states of packed streams, after the final norm.
+
+    Args:
+        params: with stacked layers.
+        tokens: ids; what stands at padding does not matter.
+        meta: one entry per token.
+        config: of the model.
+        history: turns whose observations and actions are visible.
+    """
+    params = cast_params(params, config)
+    rotation = rotation_at(meta.position, config)
+    mask = visible(meta, meta, history)
+
+    def attention(query, key, value):
+        return attend(query, (key.swapaxes(1, 2),), (value.swapaxes(1, 2),), mask)
+
+    def scan_layer(x, layer):
+        return layer_step(x, layer, rotation, attention, config), None
+
+    remember = config.remat == "none"
+    step = scan_layer if remember else jax.checkpoint(scan_layer, prevent_cse=False)
+    x, _ = lax.scan(step, params.embed[tokens], params.layers)
+    return rms_norm(x, params.final_norm, config.norm_eps)

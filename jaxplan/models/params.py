@@ -1,0 +1,164 @@
+"""The agent's tensors: what they are called, how long they are, how they start.
+
+Containers are plain pytrees; ``agent_specs`` declares every tensor once. The master
+copy is float32; ``cast_params`` makes the copy a program computes with.
+"""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxplan.config.schema import ModelConfig
+from jaxplan.core.specs import TensorSpec, init_tensors, spec_tree
+
+normal = jax.nn.initializers.normal
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+
+
+@chex.dataclass(frozen=True)
+class LayerParams:
+    """One layer, or all of them stacked along a first axis L."""
+
+    attention_norm: Float[Array, "*layers D"]
+    query: Float[Array, "*layers D N H"]
+    key: Float[Array, "*layers D K H"]
+    value: Float[Array, "*layers D K H"]
+    attention_out: Float[Array, "*layers N H D"]
+    ffn_norm: Float[Array, "*layers D"]
+    gate: Float[Array, "*layers D F"]
+    up: Float[Array, "*layers D F"]
+    down: Float[Array, "*layers F D"]
+
+
+@chex.dataclass(frozen=True)
+class LlamaParams:
+    """A Llama; ``lm_head`` is None where the embedding serves as the head, too."""
+
+    embed: Float[Array, "V D"]
+    layers: LayerParams | tuple[LayerParams, ...]  # stacked, or one by one to decode
+    final_norm: Float[Array, " D"]
+    lm_head: Float[Array, "D V"] | None
+
+
+@chex.dataclass(frozen=True)
+class ValueParams:
+    """The value head: two layers on the trunk's last hidden state."""
+
+    hidden: Float[Array, "D D"]
+    hidden_bias: Float[Array, " D"]
+    out: Float[Array, " D"]
+    out_bias: Float[Array, ""]
+
+
+@chex.dataclass(frozen=True)
+class AgentParams:
+    """Everything that learns."""
+
+    llama: LlamaParams
+    value: ValueParams
+
+
+def layer_specs(config: ModelConfig) -> LayerParams:
+    """Declare the stacked layers; every projection keeps the scale of its input."""
+    depth, width, ffn = config.layers, config.width, config.ffn_width
+    heads, kv_heads, head_dim = config.heads, config.kv_heads, config.head_dim
+    # The residual stream sums 2L outputs: they start smaller (GPT-2, section 2.3).
+    residual = 1 / math.sqrt(2 * depth)
+    from_width = normal(width**-0.5)
+
+    def spec(init, **axes):
+        return TensorSpec(
+            (depth, *axes.values()), ("layers", *axes.keys()), init, jnp.float32
+        )
+
+    return spec_tree(
+        LayerParams,
+        attention_norm=spec(ones, width=width),
+        query=spec(from_width, width=width, heads=heads, head_dim=head_dim),
+        key=spec(from_width, width=width, kv_heads=kv_heads, head_dim=head_dim),
+        value=spec(from_width, width=width, kv_heads=kv_heads, head_dim=head_dim),
+        attention_out=spec(
+            normal((heads * head_dim) ** -0.5 * residual),
+            heads=heads,
+            head_dim=head_dim,
+            width=width,
+        ),
+        ffn_norm=spec(ones, width=width),
+        gate=spec(from_width, width=width, ffn=ffn),
+        up=spec(from_width, width=width, ffn=ffn),
+        down=spec(normal(ffn**-0.5 * residual), ffn=ffn, width=width),
+    )
+
+
+def llama_specs(config: ModelConfig, vocab_size: int) -> LlamaParams:
+    """Declare a Llama's tensors: a ``LlamaParams`` with a spec at each leaf."""
+    head = TensorSpec(
+        (config.width, vocab_size), ("width", "vocab"), normal(config.width**-0.5)
+    )
+    return spec_tree(
+        LlamaParams,
+        embed=TensorSpec((vocab_size, config.width), ("vocab", "width"), normal(0.02)),
+        layers=layer_specs(config),
+        final_norm=TensorSpec((config.width,), ("width",), ones),
+        lm_head=None if config.tie_embeddings else head,
+    )
+
+
+def value_specs(config: ModelConfig) -> ValueParams:
+    """Declare the value head; its last layer is zero, so all values start at 0."""
+    width = config.width
+    return spec_tree(
+        ValueParams,
+        hidden=TensorSpec((width, width), ("width", "hidden"), normal(width**-0.5)),
+        hidden_bias=TensorSpec((width,), ("hidden",), zeros),
+        out=TensorSpec((width,), ("hidden",), zeros),
+        out_bias=TensorSpec((), (), zeros),
+    )
+
+
+def agent_specs(config: ModelConfig, vocab_size: int) -> AgentParams:
+    """Declare every tensor that learns: an ``AgentParams`` with a spec at each leaf."""
+    return spec_tree(
+        AgentParams,
+        llama=llama_specs(config, vocab_size),
+        value=value_specs(config),
+    )
+
+
+def init_params(key: PRNGKeyArray, config: ModelConfig, vocab_size: int) -> AgentParams:
+    """Draw an agent from scratch."""
+    return init_tensors(key, agent_specs(config, vocab_size))
+
+
+def cast_params(params: LlamaParams, config: ModelConfig) -> LlamaParams:
+    """Copy a Llama in its compute dtype; norm scales stay float32.
+
+    Do it once per rollout: casting inside a decode loop costs a pass over all weights
+    per token.
+    """
+
+    def cast(path, tensor):
+        is_norm = path[-1].name.endswith("norm")
+        return tensor if is_norm else tensor.astype(config.compute_dtype)
+
+    return jax.tree.map_with_path(cast, params)
+
+
+def unstack_layers(params: LlamaParams) -> LlamaParams:
+    """Separate the stacked layers: the form to decode with.
+
+    Do it once per rollout, outside the loop: a loop that slices stacked weights copies
+    them at every token.
+    """
+    if isinstance(params.layers, tuple):
+        return params
+    depth = params.layers.attention_norm.shape[0]
+    layers = tuple(
+        jax.tree.map(lambda tensor, i=i: tensor[i], params.layers) for i in range(depth)
+    )
+    return dataclasses.replace(params, layers=layers)

@@ -1,0 +1,347 @@
+"""A lane: one environment with its place in its own token stream.
+
+Everything here is written for one lane and lifted by ``vmap``; lanes never look at each
+other, so what a lane does depends on its schedule and its keys alone.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxplan.core.roles import Span
+from jaxplan.envs.base import State, TextEnv
+from jaxplan.models.visibility import NO_PLAN
+from jaxplan.plan import grammar as plan_grammar
+from jaxplan.plan.grammar import Grammar
+from jaxplan.rollout.schedule import Schedule, episode_key
+
+
+@chex.dataclass(frozen=True)
+class EpisodeStats:
+    """The account of one episode, kept while it lasts.
+
+    Attributes:
+        task_return: undiscounted sum of the task reward, without plan costs.
+        events: achievements unlocked.
+        env_steps: steps of the world, sleeping ones included.
+        turns: complete turns, each one choice of the agent.
+        plans: turns in which a plan was written.
+        plan_tokens: plan-text tokens written.
+    """
+
+    task_return: Float[Array, "*axes"]
+    events: Bool[Array, "*axes E"]
+    env_steps: Int[Array, "*axes"]
+    turns: Int[Array, "*axes"]
+    plans: Int[Array, "*axes"]
+    plan_tokens: Int[Array, "*axes"]
+
+
+@chex.dataclass(frozen=True)
+class Lane:
+    """Where a lane stands; see ``jaxplan.rollout.rounds`` for how it moves on.
+
+    Attributes:
+        world: state of the environment.
+        key: key of the current episode.
+        entry: episodes begun; the current one is schedule entry ``entry - 1``.
+        live: False once the schedule is exhausted.
+        ended: the episode was truncated: its last observation stands at the end of the
+            stream, and the lane waits for a new world.
+        asleep: the world goes on without asking for an action.
+        mode: plan mode of the episode.
+        turn: turns begun in the lane's life.
+        episode_turn: turns begun in this episode before this one.
+        state: grammar state of the turn.
+        remaining: plan-text tokens the grammar still allows in this turn.
+        generated: tokens generated in this turn.
+        plan: number of the newest plan begun.
+        active_plan: number of the newest plan of a complete turn.
+        turn_reward: task reward of this turn so far, discounted per env step.
+        turn_env_steps: env steps of this turn so far.
+        turn_plan_tokens: plan-text tokens of this turn so far.
+        stats: account of the episode.
+    """
+
+    world: State
+    key: PRNGKeyArray
+    entry: Int[Array, "*axes"]
+    live: Bool[Array, "*axes"]
+    ended: Bool[Array, "*axes"]
+    asleep: Bool[Array, "*axes"]
+    mode: Int[Array, "*axes"]
+    turn: Int[Array, "*axes"]
+    episode_turn: Int[Array, "*axes"]
+    state: Int[Array, "*axes"]
+    remaining: Int[Array, "*axes"]
+    generated: Int[Array, "*axes"]
+    plan: Int[Array, "*axes"]
+    active_plan: Int[Array, "*axes"]
+    turn_reward: Float[Array, "*axes"]
+    turn_env_steps: Int[Array, "*axes"]
+    turn_plan_tokens: Int[Array, "*axes"]
+    stats: EpisodeStats
+
+
+@chex.dataclass(frozen=True)
+class TurnEnd:
+    """What a world step says of the turn it belongs to.
+
+    Attributes:
+        complete: the turn is over and may be learnt from.
+        reward: task reward, summed over the turn's env steps with their discounts.
+        discount: gamma to the power of the env steps; 0 where the episode terminated.
+        plan_tokens: plan-text tokens of the turn.
+        planned: whether the turn wrote a plan.
+        action: the action played.
+    """
+
+    complete: Bool[Array, "*axes"]
+    reward: Float[Array, "*axes"]
+    discount: Float[Array, "*axes"]
+    plan_tokens: Int[Array, "*axes"]
+    planned: Bool[Array, "*axes"]
+    action: Int[Array, "*axes"]
+
+
+@chex.dataclass(frozen=True)
+class EpisodeEnd:
+    """One finished episode, where ``finished`` is True."""
+
+    finished: Bool[Array, "*axes"]
+    terminated: Bool[Array, "*axes"]
+    entry: Int[Array, "*axes"]
+    stats: EpisodeStats
+
+
+def _empty_stats(num_events: int) -> EpisodeStats:
+    zero = jnp.zeros((), jnp.int32)
+    return EpisodeStats(
+        task_return=jnp.zeros((), jnp.float32),
+        events=jnp.zeros(num_events, bool),
+        env_steps=zero,
+        turns=zero,
+        plans=zero,
+        plan_tokens=zero,
+    )
+
+
+def _pick(choice: Bool[Array, ""], new: chex.ArrayTree, old: chex.ArrayTree):
+    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), new, old)
+
+
+def init_lanes(
+    env: TextEnv, schedule: Schedule, key: PRNGKeyArray, num_lanes: int
+) -> Lane:
+    """Lanes that wait for their first world."""
+    zero = jnp.zeros((), jnp.int32)
+    one = Lane(
+        world=jax.tree.map(lambda leaf: leaf[0], schedule.worlds),
+        key=key,
+        entry=zero,
+        live=jnp.array(True),
+        ended=jnp.array(True),
+        asleep=jnp.array(False),
+        mode=zero,
+        turn=zero,
+        episode_turn=zero,
+        state=zero,
+        remaining=zero,
+        generated=zero,
+        plan=zero,
+        active_plan=zero,
+        turn_reward=jnp.zeros((), jnp.float32),
+        turn_env_steps=zero,
+        turn_plan_tokens=zero,
+        stats=_empty_stats(len(env.event_names)),
+    )
+    return jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (num_lanes, *leaf.shape)), one
+    )
+
+
+def token_key(lane: Lane) -> PRNGKeyArray:
+    """The sampling key of the lane's next token: its episode, turn and place."""
+    turn_key = jax.random.fold_in(lane.key, 1 + lane.episode_turn)  # 0 is the world's
+    return jax.random.fold_in(turn_key, lane.generated)
+
+
+def world_key(episode_key: PRNGKeyArray, env_step: Int[Array, ""]) -> PRNGKeyArray:
+    """The key of one env step of an episode."""
+    return jax.random.fold_in(jax.random.fold_in(episode_key, 0), env_step)
+
+
+def is_ready(lane: Lane, grammar: Grammar) -> Bool[Array, ""]:
+    """The lane has said its action, and the world has yet to hear it."""
+    return ~lane.asleep & ~lane.ended & plan_grammar.is_finished(grammar, lane.state)
+
+
+def act(
+    lane: Lane,
+    env: TextEnv,
+    grammar: Grammar,
+    gamma: Float[Array, ""] | float,
+    closing: bool,
+) -> tuple[Lane, TurnEnd, EpisodeEnd]:
+    """Step the world of a lane that has said its action, or that is asleep.
+
+    Args:
+        lane: one lane.
+        env: its world.
+        grammar: the plan grammar, which knows the action a finished turn names.
+        gamma: discount per env step.
+        closing: the segment ends here: a sleeping lane ends its turn as well, so that
+            what it earned so far is accounted for.
+    """
+    acting = lane.live & (is_ready(lane, grammar) | (lane.asleep & ~lane.ended))
+    action = jnp.maximum(grammar.action[lane.state], 0)
+    key = world_key(lane.key, lane.stats.env_steps)
+    step = env.step(key, lane.world, action)
+    passive = env.passive(step.state)
+    over = step.terminated | step.truncated
+    asleep = acting & passive & ~over
+    complete = acting & (~asleep | closing)
+    discount = jnp.float32(gamma) ** lane.turn_env_steps.astype(jnp.float32)
+    reward = lane.turn_reward + jnp.where(acting, discount * step.reward, 0.0)
+    planned = lane.plan > lane.active_plan
+    end = TurnEnd(
+        complete=complete,
+        reward=reward,
+        discount=jnp.where(step.terminated, 0.0, discount * gamma),
+        plan_tokens=lane.turn_plan_tokens,
+        planned=planned,
+        action=action,
+    )
+    stats = _count(lane, acting, complete, step.reward, step.events)
+    moved = lane.replace(
+        world=_pick(acting, step.state, lane.world),
+        asleep=jnp.where(acting, asleep, lane.asleep),
+        ended=lane.ended | (acting & step.truncated),
+        active_plan=jnp.where(complete, lane.plan, lane.active_plan),
+        turn_reward=reward,
+        turn_env_steps=lane.turn_env_steps + acting.astype(jnp.int32),
+        stats=stats,
+    )
+    finished = EpisodeEnd(
+        finished=acting & over,
+        terminated=acting & step.terminated,
+        entry=lane.entry - 1,
+        stats=stats,
+    )
+    return moved, end, finished
+
+
+def _count(
+    lane: Lane,
+    acting: Bool[Array, ""],
+    complete: Bool[Array, ""],
+    reward: Float[Array, ""],
+    events: Bool[Array, " E"],
+) -> EpisodeStats:
+    old = lane.stats
+    step, turn = acting.astype(jnp.int32), complete.astype(jnp.int32)
+    planned = complete & (lane.plan > lane.active_plan)
+    return EpisodeStats(
+        task_return=old.task_return + jnp.where(acting, reward, 0.0),
+        events=old.events | (acting & events),
+        env_steps=old.env_steps + step,
+        turns=old.turns + turn,
+        plans=old.plans + planned.astype(jnp.int32),
+        plan_tokens=old.plan_tokens + turn * lane.turn_plan_tokens,
+    )
+
+
+def begin_episode(
+    lane: Lane,
+    schedule_row: tuple[Array, Array, Array, Array],
+    worlds: State,
+    begin: Bool[Array, ""],
+) -> Lane:
+    """Give the lane the next world of its schedule, where ``begin``.
+
+    Args:
+        lane: one lane.
+        schedule_row: the lane's (world, seed, mode, entries) of ``Schedule``.
+        worlds: the schedule's ready-made worlds.
+        begin: whether this lane needs a world now.
+    """
+    world, seed, mode, entries = schedule_row
+    column = lane.entry % world.shape[0]
+    live = (entries < 0) | (lane.entry < entries)
+    fresh = lane.replace(
+        world=jax.tree.map(lambda leaf: leaf[world[column]], worlds),
+        key=episode_key(seed[column]),
+        entry=lane.entry + 1,
+        live=live,
+        ended=jnp.array(False),
+        asleep=jnp.array(False),
+        mode=mode[column],
+        episode_turn=jnp.full((), -1, jnp.int32),  # ``begin_turn`` makes it 0
+        active_plan=lane.plan,
+        stats=_empty_stats(lane.stats.events.shape[-1]),
+    )
+    return _pick(begin, fresh, lane)
+
+
+def begin_turn(lane: Lane, budget: int, begin: Bool[Array, ""]) -> Lane:
+    """Start the lane's next turn, where ``begin``."""
+    zero = jnp.zeros((), jnp.int32)
+    episode_turn = lane.episode_turn + 1
+    fresh = lane.replace(
+        turn=lane.turn + 1,
+        episode_turn=episode_turn,
+        state=plan_grammar.start(lane.mode, episode_turn),
+        remaining=jnp.full((), budget, jnp.int32),
+        generated=zero,
+        turn_reward=jnp.zeros((), jnp.float32),
+        turn_env_steps=zero,
+        turn_plan_tokens=zero,
+    )
+    return _pick(begin, fresh, lane)
+
+
+def restart_turn(lane: Lane, budget: int) -> Lane:
+    """Forget what the lane has written in a turn the segment's end has cut off."""
+    return lane.replace(
+        state=plan_grammar.start(lane.mode, lane.episode_turn),
+        remaining=jnp.full((), budget, jnp.int32),
+        generated=jnp.zeros((), jnp.int32),
+        plan=lane.active_plan,
+        turn_plan_tokens=jnp.zeros((), jnp.int32),
+    )
+
+
+def write(
+    lane: Lane,
+    grammar: Grammar,
+    token: Int[Array, ""],
+    writing: Bool[Array, ""],
+) -> tuple[Lane, dict[str, Array]]:
+    """Take the token the lane has said, where ``writing``.
+
+    Returns:
+        The lane, and what the token is: span, plan and active_plan (``Tokens``).
+    """
+    state = lane.state
+    span = plan_grammar.span(grammar, state, token)
+    opens = plan_grammar.opens_plan(grammar, state, token)
+    closes = plan_grammar.closes_plan(grammar, state, token)
+    plan = lane.plan + opens.astype(jnp.int32)
+    in_plan = opens | plan_grammar.is_writing_plan(grammar, state)
+    closed = (plan > lane.active_plan) & (~in_plan | closes)
+    facts = {
+        "span": span,
+        "plan": jnp.where(in_plan, plan, NO_PLAN),
+        "active_plan": jnp.where(closed, plan, lane.active_plan),
+    }
+    next_state, remaining = plan_grammar.advance(grammar, state, token, lane.remaining)
+    is_text = (span == Span.PLAN).astype(jnp.int32)
+    written = lane.replace(
+        state=next_state,
+        remaining=remaining,
+        generated=lane.generated + 1,
+        plan=plan,
+        turn_plan_tokens=lane.turn_plan_tokens + is_text,
+    )
+    return _pick(writing, written, lane), facts

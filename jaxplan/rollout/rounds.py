@@ -1,0 +1,339 @@
+"""The compiled loop: worlds step, describe themselves, and the model answers.
+
+A segment is a prefix (the prompt and what the current turn can still see, encoded with
+the current weights) and then rounds, a ``lax.scan`` of static length. In a round
+
+1. lanes that have said their action step their world and append its description,
+2. every lane's unread tokens are encoded in one chunk, and its next token is sampled,
+3. ``decode_steps`` more tokens are sampled, one by one.
+
+A lane in the middle of a plan has nothing to do in step 1 and uses step 2 for one more
+token: nobody waits for it. Lanes never communicate.
+"""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxplan.config.schema import ModelConfig, RolloutConfig
+from jaxplan.core.roles import Role
+from jaxplan.envs.base import TextEnv
+from jaxplan.models.cache import Cache, extend, init_cache
+from jaxplan.models.heads import lm_logits
+from jaxplan.models.params import LlamaParams, cast_params, unstack_layers
+from jaxplan.models.visibility import NO_PLAN
+from jaxplan.plan import grammar as plan_grammar
+from jaxplan.plan.grammar import Grammar
+from jaxplan.rollout import lanes as lane_ops
+from jaxplan.rollout.lanes import EpisodeEnd, Lane, init_lanes
+from jaxplan.rollout.sample import sample_token
+from jaxplan.rollout.schedule import Schedule
+from jaxplan.rollout.segment import (
+    Segment,
+    Turns,
+    empty_turns,
+    end_turn,
+    start_turn,
+)
+from jaxplan.rollout.stream import (
+    Stream,
+    Tokens,
+    append,
+    carry_over,
+    prompt_stream,
+    unencoded,
+)
+from jaxplan.text.phrases import PhraseTable, pack
+
+
+@chex.dataclass(frozen=True)
+class Language:
+    """How worlds and models speak: the arrays that depend on the tokenizer."""
+
+    grammar: Grammar
+    table: PhraseTable
+    prompt: Int[Array, " prompt"]
+
+
+@chex.dataclass(frozen=True)
+class Carry:
+    """What lives on between segments; all of it goes into a checkpoint."""
+
+    lanes: Lane
+    stream: Stream  # the prefix of the next segment
+
+
+@chex.dataclass(frozen=True)
+class _Round:
+    lanes: Lane
+    stream: Stream
+    turns: Turns
+    cache: Cache
+    dropped: Int[Array, ""]
+    encoded: Int[Array, ""]
+    env_steps: Int[Array, ""]
+
+
+def init_carry(
+    env: TextEnv,
+    language: Language,
+    schedule: Schedule,
+    key: Array,
+    config: RolloutConfig,
+) -> Carry:
+    """Lanes without a world and streams with nothing but the prompt."""
+    return Carry(
+        lanes=init_lanes(env, schedule, key, config.num_lanes),
+        stream=prompt_stream(language.prompt, config.num_lanes, config.segment_tokens),
+    )
+
+
+@partial(jax.jit, static_argnames=("env", "config", "model", "budget", "turn_tokens"))
+def run_segment(
+    params: LlamaParams,
+    carry: Carry,
+    language: Language,
+    schedule: Schedule,
+    gamma: Float[Array, ""] | float,
+    *,
+    env: TextEnv,
+    config: RolloutConfig,
+    model: ModelConfig,
+    budget: int,
+    turn_tokens: int,
+) -> tuple[Carry, Segment]:
+    """Play ``config.rounds`` rounds in every lane.
+
+    Args:
+        params: the policy.
+        carry: where the lanes stand.
+        language: the tokenizer's tables.
+        schedule: the episodes of every lane.
+        gamma: discount per env step.
+        env: the world.
+        config: sizes of the rollout.
+        model: sizes of the model.
+        budget: plan-text tokens a turn may have.
+        turn_tokens: tokens of the longest turn (``longest_turn``): a lane begins a turn
+            only where this and one more observation fit.
+
+    Returns:
+        The carry of the next segment, and this one.
+    """
+    return _Rollout(
+        params=cast_params(unstack_layers(params), model),
+        language=language,
+        schedule=schedule,
+        gamma=gamma,
+        env=env,
+        config=config,
+        model=model,
+        budget=budget,
+        turn_tokens=turn_tokens,
+    ).run(carry)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rollout:
+    """The arguments of one segment, bound once; alive only while it is traced."""
+
+    params: LlamaParams
+    language: Language
+    schedule: Schedule
+    gamma: Float[Array, ""] | float
+    env: TextEnv
+    config: RolloutConfig
+    model: ModelConfig
+    budget: int
+    turn_tokens: int
+
+    def run(self, carry: Carry) -> tuple[Carry, Segment]:
+        start = self._encode_prefix(carry)
+        state, episodes = jax.lax.scan(
+            self._round, start, None, length=self.config.rounds
+        )
+        state, last = self._observe(state, closing=True)
+        episodes = jax.tree.map(
+            lambda many, one: jnp.concatenate([many, one[None]]), episodes, last
+        )
+        cfg = self.config
+        slots = cfg.num_lanes * cfg.rounds * (self._chunk + cfg.decode_steps)
+        segment = Segment(
+            stream=state.stream,
+            turns=state.turns,
+            episodes=episodes,
+            dropped_phrases=state.dropped,
+            encoded_tokens=state.encoded,
+            env_steps=state.env_steps,
+            token_slots=jnp.int32(slots),
+        )
+        return self._next_carry(state), segment
+
+    @property
+    def _chunk(self) -> int:
+        return self.config.observation_tokens + 1  # with the action before it
+
+    def _encode_prefix(self, carry: Carry) -> _Round:
+        """Read the prefix, all but its last token, which the first round reads."""
+        cfg, stream = self.config, carry.stream
+        cache = init_cache(
+            self.model, cfg.num_lanes, cfg.segment_tokens, self.model.compute_dtype
+        )
+        prefix = stream.replace(cursor=stream.cursor - 1)
+
+        def read(cache: Cache) -> Cache:
+            tokens, meta, lengths = unencoded(prefix, cache.cursor, self._chunk)
+            return extend(
+                self.params, cache, tokens, meta, lengths, self.model, cfg.history
+            )[1]
+
+        cache = jax.lax.while_loop(
+            lambda cache: jnp.any(cache.cursor < prefix.cursor), read, cache
+        )
+        turns = empty_turns(cfg.num_lanes, cfg.rounds + 2)
+        first = jnp.zeros(cfg.num_lanes, jnp.int32)
+        turns = turns.replace(
+            start=turns.start.at[:, 0].set(stream.cursor),
+            number=turns.number.at[:, 0].set(carry.lanes.turn),
+        )
+        return _Round(
+            lanes=carry.lanes,
+            stream=stream,
+            turns=turns.replace(slot=first),
+            cache=cache,
+            dropped=jnp.int32(0),
+            encoded=jnp.int32(0),
+            env_steps=jnp.int32(0),
+        )
+
+    def _round(self, state: _Round, _: None) -> tuple[_Round, EpisodeEnd]:
+        state, finished = self._observe(state, closing=False)
+        state = self._say(state, self._chunk)
+        state, _ = jax.lax.scan(
+            lambda state, _: (self._say(state, 1), None),
+            state,
+            None,
+            length=self.config.decode_steps,
+        )
+        return state, finished
+
+    def _observe(self, state: _Round, closing: bool) -> tuple[_Round, EpisodeEnd]:
+        """Step the worlds that have an action to play, and describe them."""
+        grammar, schedule = self.language.grammar, self.schedule
+        fits = self._room(state) >= self.config.observation_tokens
+        waiting = state.lanes.ended & fits  # for a world, since a round or more
+        lanes, turn_end, episode_end = jax.vmap(
+            lambda lane: lane_ops.act(lane, self.env, grammar, self.gamma, closing)
+        )(state.lanes)
+        played = lanes.stats.env_steps - state.lanes.stats.env_steps
+        reset = waiting | episode_end.terminated
+        rows = (schedule.world, schedule.seed, schedule.mode, schedule.entries)
+        lanes = jax.vmap(lane_ops.begin_episode, in_axes=(0, 0, None, 0))(
+            lanes, rows, schedule.worlds, reset
+        )
+        observed = lanes.live & (turn_end.complete | reset)
+        lanes = jax.vmap(lane_ops.begin_turn, in_axes=(0, None, 0))(
+            lanes, self.budget, observed
+        )
+        stream, dropped = self._describe(state.stream, lanes, observed)
+        turns = end_turn(state.turns, turn_end)
+        turns = start_turn(turns, observed, stream.cursor, lanes.turn)
+        state = state.replace(
+            lanes=lanes,
+            stream=stream,
+            turns=turns,
+            dropped=state.dropped + dropped,
+            env_steps=state.env_steps + jnp.sum(played, dtype=jnp.int32),
+        )
+        return state, episode_end
+
+    def _describe(
+        self, stream: Stream, lanes: Lane, observed: Bool[Array, " B"]
+    ) -> tuple[Stream, Int[Array, ""]]:
+        chunk = self.config.observation_tokens
+        token, length, dropped = jax.vmap(
+            lambda world: pack(self.language.table, self.env.describe(world), chunk)
+        )(lanes.world)
+        facts = Tokens(
+            token=token,
+            role=_fill(Role.OBSERVATION, token),
+            span=jnp.zeros_like(token),
+            state=jnp.zeros_like(token),
+            sampled=jnp.zeros(token.shape, bool),
+            log_prob=jnp.zeros(token.shape, jnp.float32),
+            decide_log_prob=jnp.zeros(token.shape, jnp.float32),
+            turn=_fill(lanes.turn[:, None], token),
+            episode=_fill(lanes.entry[:, None], token),
+            plan=_fill(NO_PLAN, token),
+            active_plan=_fill(lanes.active_plan[:, None], token),
+        )
+        lost = jnp.sum(jnp.where(observed, dropped, 0), dtype=jnp.int32)
+        return append(stream, facts, jnp.where(observed, length, 0)), lost
+
+    def _say(self, state: _Round, chunk: int) -> _Round:
+        """Encode unread tokens, and let the lanes whose turn it is say one more."""
+        cfg, grammar = self.config, self.language.grammar
+        tokens, meta, lengths = unencoded(state.stream, state.cache.cursor, chunk)
+        hidden, cache = extend(
+            self.params, state.cache, tokens, meta, lengths, self.model, cfg.history
+        )
+        last = jnp.maximum(lengths - 1, 0)
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        logits = lm_logits(self.params, hidden) / cfg.temperature
+        lanes = state.lanes
+        keys = jax.vmap(lane_ops.token_key)(lanes)
+        token, decide, which = jax.vmap(sample_token, in_axes=(0, None, 0, 0))(
+            keys, grammar, logits, lanes.state
+        )
+        writing = self._may_write(state) & (lengths > 0)
+        written, facts = jax.vmap(lane_ops.write, in_axes=(0, None, 0, 0))(
+            lanes, grammar, token, writing
+        )
+        said = Tokens(
+            token=token,
+            role=grammar.role[lanes.state],
+            span=facts["span"],
+            state=lanes.state,
+            sampled=grammar.choice[lanes.state],
+            log_prob=decide + which,
+            decide_log_prob=decide,
+            turn=lanes.turn,
+            episode=lanes.entry,
+            plan=facts["plan"],
+            active_plan=facts["active_plan"],
+        )
+        said = jax.tree.map(lambda array: array[:, None], said)
+        stream = append(state.stream, said, writing.astype(jnp.int32))
+        return state.replace(
+            lanes=written,
+            stream=stream,
+            cache=cache,
+            encoded=state.encoded + jnp.sum(lengths, dtype=jnp.int32),
+        )
+
+    def _room(self, state: _Round) -> Int[Array, " B"]:
+        return self.config.segment_tokens - state.stream.cursor
+
+    def _may_write(self, state: _Round) -> Bool[Array, " B"]:
+        lanes = state.lanes
+        turn_tokens = self.turn_tokens + self.config.observation_tokens
+        room = (lanes.generated > 0) | (self._room(state) >= turn_tokens)
+        finished = plan_grammar.is_finished(self.language.grammar, lanes.state)
+        return lanes.live & ~lanes.ended & ~lanes.asleep & ~finished & room
+
+    def _next_carry(self, state: _Round) -> Carry:
+        lanes = state.lanes
+        episode = jnp.where(lanes.ended, 0, lanes.entry)
+        stream = carry_over(
+            state.stream, lanes.turn, episode, lanes.active_plan, self.config.history
+        )
+        lanes = jax.vmap(lane_ops.restart_turn, in_axes=(0, None))(lanes, self.budget)
+        return Carry(lanes=lanes, stream=stream)
+
+
+def _fill(value: int | Array, like: Int[Array, "B C"]) -> Int[Array, "B C"]:
+    return jnp.broadcast_to(jnp.asarray(value, jnp.int32), like.shape)

@@ -1,0 +1,134 @@
+"""Scripted players in the same worlds: the expert that teaches, and the random floor."""
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxplan.envs.base import Expert, Phrases, State, TextEnv
+from jaxplan.rollout.lanes import world_key
+from jaxplan.rollout.schedule import episode_key
+
+
+@chex.dataclass(frozen=True)
+class Trajectories:
+    """One episode for every world, step by step, [steps, B] each.
+
+    Attributes:
+        alive: the episode had not ended before this step.
+        passive: the player was asleep: the action was not asked for.
+        observation: what the player saw.
+        plan: what the player meant to do.
+        action: what was played.
+        noisy: the action was drawn at random instead.
+        reward: task reward.
+        events: achievements unlocked in this step.
+        terminated: the episode ended with this step.
+    """
+
+    alive: Bool[Array, "*axes"]
+    passive: Bool[Array, "*axes"]
+    observation: Phrases
+    plan: Phrases
+    action: Int[Array, "*axes"]
+    noisy: Bool[Array, "*axes"]
+    reward: Float[Array, "*axes"]
+    events: Bool[Array, "*axes E"]
+    terminated: Bool[Array, "*axes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomPlayer:
+    """Plays every action alike and has no plan: the floor of every table."""
+
+    num_actions: int
+    phrases: tuple[str, ...] = ("",)
+
+    def init(self) -> Array:
+        """Remember nothing."""
+        return jnp.zeros((), jnp.int32)
+
+    def act(
+        self, key: PRNGKeyArray, memory: Array, state: State
+    ) -> tuple[Array, Int[Array, ""], Phrases]:
+        """Draw an action."""
+        del state
+        action = jax.random.randint(key, (), 0, self.num_actions, jnp.int32)
+        silence = Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
+        return memory, action, silence
+
+
+@chex.dataclass(frozen=True)
+class _Player:
+    world: State
+    memory: chex.ArrayTree
+    over: Bool[Array, "*axes"]
+
+
+@partial(jax.jit, static_argnames=("env", "player", "steps", "noise"))
+def play_scripted(
+    worlds: State,
+    seeds: Int[Array, " B"],
+    *,
+    env: TextEnv,
+    player: Expert,
+    steps: int,
+    noise: float = 0.0,
+) -> Trajectories:
+    """Let a scripted player play one episode in every world, all at once.
+
+    Args:
+        worlds: stacked, one a lane.
+        seeds: of the episodes, see ``Schedule.seed``.
+        env: the world.
+        player: who plays.
+        steps: env steps at most; an episode that is not over then is cut off.
+        noise: share of steps whose action is drawn at random.
+    """
+    keys = jax.vmap(episode_key)(seeds)
+
+    def one_step(lane: _Player, key: PRNGKeyArray, step: Array):
+        return _scripted_step(lane, key, step, env, player, noise)
+
+    def all_lanes(lanes: _Player, step: Array):
+        return jax.vmap(one_step, in_axes=(0, 0, None))(lanes, keys, step)
+
+    memory = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (seeds.shape[0], *jnp.shape(leaf))),
+        player.init(),
+    )
+    start = _Player(world=worlds, memory=memory, over=jnp.zeros(seeds.shape, bool))
+    return jax.lax.scan(all_lanes, start, jnp.arange(steps))[1]
+
+
+def _scripted_step(
+    lane: _Player,
+    key: PRNGKeyArray,
+    step: Array,
+    env: TextEnv,
+    player: Expert,
+    noise: float,
+) -> tuple[_Player, Trajectories]:
+    own_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
+    act_key, noise_key, which_key = jax.random.split(own_key, 3)
+    memory, action, plan = player.act(act_key, lane.memory, lane.world)
+    noisy = jax.random.uniform(noise_key) < noise
+    any_action = jax.random.randint(which_key, (), 0, len(env.action_names), jnp.int32)
+    action = jnp.where(noisy, any_action, action.astype(jnp.int32))
+    result = env.step(world_key(key, step), lane.world, action)
+    record = Trajectories(
+        alive=~lane.over,
+        passive=env.passive(lane.world),
+        observation=env.describe(lane.world),
+        plan=plan,
+        action=action,
+        noisy=noisy,
+        reward=jnp.where(lane.over, 0.0, result.reward),
+        events=~lane.over & result.events,
+        terminated=~lane.over & result.terminated,
+    )
+    over = lane.over | result.terminated | result.truncated
+    return _Player(world=result.state, memory=memory, over=over), record

@@ -1,0 +1,64 @@
+"""What a rollout needs before it can start: the language, and sizes that fit."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxplan.config.schema import PlanConfig, RolloutConfig
+from jaxplan.envs.base import TextEnv
+from jaxplan.plan.grammar import make_grammar
+from jaxplan.rollout.rounds import Language
+from jaxplan.text.phrases import make_phrase_table
+from jaxplan.text.tokenizer import Tokenizer
+
+
+def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Language:
+    """Compile a world's words, its actions and the plan grammar for one tokenizer."""
+    return Language(
+        grammar=make_grammar(tokenizer, env.action_names, plan),
+        table=make_phrase_table(tokenizer, env.phrases),
+        prompt=jnp.asarray(tokenizer.encode(env.instructions), jnp.int32),
+    )
+
+
+def longest_turn(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> int:
+    """Tokens of the longest turn the grammar allows."""
+    tags = len(tokenizer.encode(plan.open)) + len(tokenizer.encode(plan.close))
+    action = max(len(tokenizer.encode(name)) for name in env.action_names)
+    return tags + plan.budget + action
+
+
+def check_sizes(
+    language: Language, config: RolloutConfig, plan: PlanConfig, turn_tokens: int
+) -> None:
+    """Refuse a segment too small for one turn and all it can see.
+
+    Raises:
+        ValueError: with the numbers, and what to change.
+    """
+    observation = config.observation_tokens
+    longest_phrase = int(np.max(language.table.lengths))
+    if longest_phrase > observation:
+        raise ValueError(
+            f"rollout.observation_tokens={observation} is too small: a single phrase "
+            f"takes {longest_phrase} tokens"
+        )
+    writable = config.rounds * (1 + config.decode_steps)
+    if writable < turn_tokens:
+        raise ValueError(
+            f"rollout.rounds={config.rounds} with decode_steps={config.decode_steps} "
+            f"write at most {writable} tokens in a segment, but the longest turn has "
+            f"{turn_tokens} (plan.budget={plan.budget}), and a turn that is not "
+            "finished starts again: take more rounds or a smaller budget"
+        )
+    prompt = language.prompt.shape[0]
+    action = turn_tokens - plan.budget
+    seen = (config.history - 1) * (observation + action) + plan.budget + action
+    needed = prompt + seen + observation + turn_tokens + observation
+    if needed > config.segment_tokens:
+        raise ValueError(
+            f"rollout.segment_tokens={config.segment_tokens} is too small for one turn: "
+            f"prompt {prompt} + what stays visible {seen} (rollout.history="
+            f"{config.history} turns and a plan) + observation {observation} + turn "
+            f"{turn_tokens} + next observation {observation} = {needed} tokens; make "
+            "segments longer, or history, plan.budget or observation_tokens smaller"
+        )

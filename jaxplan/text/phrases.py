@@ -1,0 +1,132 @@
+"""From words to ids: phrases are tokenized once, texts are put together on the device.
+
+A text is a list of phrase numbers. That works only where *concatenating the ids of
+phrases equals tokenizing the concatenated string*; a table is built with that proof, or
+not at all.
+"""
+
+import itertools
+from typing import Protocol, runtime_checkable
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from jaxplan.text.tokenizer import Tokenizer
+
+
+@runtime_checkable
+class PhraseList(Protocol):
+    """A text: the phrases whose mask is True, in order (``Phrases`` of a world)."""
+
+    ids: Int[Array, " N"]
+    mask: Bool[Array, " N"]
+
+
+@chex.dataclass(frozen=True)
+class PhraseTable:
+    """The ids of every phrase.
+
+    Attributes:
+        tokens: ids, 0 beyond the length of the phrase.
+        lengths: number of tokens of the phrase.
+    """
+
+    tokens: Int[Array, "P W"]
+    lengths: Int[Array, " P"]
+
+
+def make_phrase_table(tokenizer: Tokenizer, phrases: tuple[str, ...]) -> PhraseTable:
+    """Tokenize every phrase, and prove that their ids may be concatenated.
+
+    Many tokenizers join a line break with what is before it. So worlds keep to two
+    rules, and what they exclude is not tried: consecutive line breaks are never split
+    over two phrases, and a phrase of line breaks alone only opens a text.
+
+    Raises:
+        ValueError: tokenizing two phrases together differs from tokenizing each.
+    """
+    _check_boundaries(tokenizer, phrases)
+    ids = [tokenizer.encode(phrase) for phrase in phrases]
+    lengths = np.array([len(i) for i in ids], np.int32)
+    tokens = np.zeros((len(phrases), max(1, lengths.max(initial=0))), np.int32)
+    for row, phrase_ids in zip(tokens, ids, strict=True):
+        row[: len(phrase_ids)] = phrase_ids
+    return PhraseTable(tokens=jnp.asarray(tokens), lengths=jnp.asarray(lengths))
+
+
+def pack(
+    table: PhraseTable, phrases: PhraseList, capacity: int
+) -> tuple[Int[Array, " capacity"], Int[Array, ""], Int[Array, ""]]:
+    """Write a text down as ids: a cumulative sum and one scatter.
+
+    A phrase that does not fit is dropped, together with all that follow it.
+
+    Args:
+        table: the ids of every phrase.
+        phrases: one text.
+        capacity: room, in tokens.
+
+    Returns:
+        The ids, 0 beyond the end; their number; the number of phrases dropped.
+    """
+    ids = jnp.where(phrases.mask, phrases.ids, 0)
+    lengths = jnp.where(phrases.mask, table.lengths[ids], 0)
+    ends = jnp.cumsum(lengths)
+    fits = phrases.mask & (ends <= capacity)
+    column = jnp.arange(table.tokens.shape[1])
+    written = fits[:, None] & (column[None, :] < lengths[:, None])
+    places = (ends - lengths)[:, None] + column[None, :]
+    tokens = jnp.zeros(capacity, table.tokens.dtype)
+    tokens = tokens.at[jnp.where(written, places, capacity)].set(
+        table.tokens[ids], mode="drop"
+    )
+    length = jnp.max(jnp.where(fits, ends, 0), initial=0)
+    return tokens, length, jnp.sum(phrases.mask & ~fits)
+
+
+def phrases_text(phrases: tuple[str, ...], ids: np.ndarray, mask: np.ndarray) -> str:
+    """Write one text out for people (host)."""
+    kept = np.asarray(ids)[np.asarray(mask)]
+    return "".join(phrases[phrase] for phrase in kept)
+
+
+def _check_boundaries(tokenizer: Tokenizer, phrases: tuple[str, ...]) -> None:
+    """Tokenize one pair of phrases for every kind of boundary between two of them.
+
+    A boundary is safe where the tokenizer cuts words. Whether it does depends on the
+    characters around the place, so one phrase stands for all that end, or begin, with
+    the same two characters. A phrase of a single character shows what is before it: it
+    is tried behind every ending.
+    """
+    endings = list({phrase[-2:]: phrase for phrase in phrases}.values())
+    beginnings = list({phrase[:2]: phrase for phrase in phrases}.values())
+    short = [phrase for phrase in phrases if len(phrase) == 1]
+    before: list[tuple[str, ...]] = [(end,) for end in endings]
+    before += [(end, char) for end in endings for char in short if _may_meet(end, char)]
+    alone = {phrase: tokenizer.encode_words(phrase) for phrase in phrases}
+    for left, begin in itertools.product(before, beginnings):
+        if _may_meet(left[-1], begin):
+            _check_joined(tokenizer, alone, (*left, begin))
+
+
+def _may_meet(left: str, right: str) -> bool:
+    """Tell whether a world may put one phrase behind the other."""
+    return right.strip("\n") != "" and not (
+        left.endswith("\n") and right.startswith("\n")
+    )
+
+
+def _check_joined(
+    tokenizer: Tokenizer, alone: dict[str, list[list[int]]], joined: tuple[str, ...]
+) -> None:
+    expected = [word for phrase in joined for word in alone[phrase]]
+    made = tokenizer.encode_words("".join(joined))
+    if made != expected:
+        raise ValueError(
+            f"phrases {list(joined)} cannot be put together: one by one this tokenizer "
+            f"cuts them into {[tokenizer.decode(word) for word in expected]}, together "
+            f"into {[tokenizer.decode(word) for word in made]}; let phrases begin with "
+            "a space or a line break, or use another tokenizer"
+        )

@@ -1,0 +1,79 @@
+"""Advantages of turns: one value a turn, discounts per env step, a priced plan."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def net_rewards(
+    rewards: Float[Array, "B H"],
+    plan_tokens: Int[Array, "B H"],
+    planned: Bool[Array, "B H"],
+    plan_cost: Float[Array, ""] | float,
+    call_cost: Float[Array, ""] | float,
+) -> Float[Array, "B H"]:
+    """Task reward less what the turn's plan cost (ppo.md, section 2).
+
+    Args:
+        rewards: task reward of a turn.
+        plan_tokens: plan-text tokens of the turn.
+        planned: whether it wrote a plan.
+        plan_cost: reward lost per plan-text token.
+        call_cost: reward lost per plan.
+    """
+    tokens = plan_tokens.astype(jnp.float32)
+    calls = planned.astype(jnp.float32)
+    return rewards - plan_cost * tokens - call_cost * calls
+
+
+def turn_gae(
+    rewards: Float[Array, "B H"],
+    discounts: Float[Array, "B H"],
+    values: Float[Array, "B H"],
+    complete: Bool[Array, "B H"],
+    gae_lambda: Float[Array, ""] | float,
+) -> Float[Array, "B H"]:
+    """Generalised advantage estimates over turns (arXiv:1506.02438, eq. 16).
+
+    ``A_h = r_h + d_h V_{h+1} - V_h + d_h lambda A_{h+1}`` (ppo.md, section 3). A slot
+    that is not complete has no advantage and cuts the recursion; its value is what the
+    turn before it bootstraps on.
+
+    Args:
+        rewards: net reward of the turn.
+        discounts: gamma to the power of the turn's env steps, 0 where it terminated.
+        values: of the state each turn starts from.
+        complete: slots that hold a whole turn.
+        gae_lambda: per turn.
+    """
+    next_values = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
+    deltas = jnp.where(complete, rewards + discounts * next_values - values, 0.0)
+
+    kept = jnp.where(complete, discounts, 0.0)
+
+    def backwards(following, turn):
+        delta, discount = turn
+        advantage = delta + discount * gae_lambda * following
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(
+        backwards, jnp.zeros_like(values[:, 0]), (deltas.T, kept.T), reverse=True
+    )
+    return advantages.T
+
+
+def normalise(
+    advantages: Float[Array, "B H"], mask: Bool[Array, "B H"], clip: float
+) -> Float[Array, "B H"]:
+    """Whiten over *turns* (not tokens, which would weight turns by length), and clip.
+
+    Args:
+        advantages: one a turn.
+        mask: turns that count.
+        clip: bound on the absolute normalised advantage.
+    """
+    count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
+    mean = jnp.sum(jnp.where(mask, advantages, 0.0)) / count
+    centred = jnp.where(mask, advantages - mean, 0.0)
+    deviation = jnp.sqrt(jnp.sum(centred**2) / count)
+    return jnp.clip(centred / (deviation + 1e-8), -clip, clip)

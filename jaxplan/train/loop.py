@@ -1,0 +1,390 @@
+"""The host loops of SFT and PPO: dispatch, log, save, stop, resume.
+
+The device does the work; the host calls one compiled program after another, writes down
+what it says, and never looks at a value before the next program is on its way.
+"""
+
+import dataclasses
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxplan.config.schema import RunConfig
+from jaxplan.core.masked import masked_mean
+from jaxplan.envs.base import TextEnv
+from jaxplan.io.checkpoints import latest_step, load_checkpoint, save_checkpoint
+from jaxplan.io.metrics import MetricsWriter
+from jaxplan.io.progress import Progress
+from jaxplan.io.stopping import Stopped, StopRequest
+from jaxplan.models.params import AgentParams, LlamaParams, init_params
+from jaxplan.plan.grammar import DYNAMIC
+from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
+from jaxplan.rollout.schedule import make_worlds, training_schedule
+from jaxplan.rollout.segment import Segment
+from jaxplan.train.data import SegmentData
+from jaxplan.train.optim import (
+    Learner,
+    init_learner,
+    make_optimizer,
+    nonfinite_leaves,
+)
+from jaxplan.train.ppo import update
+from jaxplan.train.sft import batch_indices, sft_update, sft_validate
+
+_MAX_SKIPPED = 3  # updates in a row that may be lost to a gradient that is not finite
+_VALIDATION_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What both stages work with.
+
+    Attributes:
+        config: the run.
+        run_dir: its directory.
+        env: the world.
+        language: the tokenizer's tables.
+        vocab_size: of the tokenizer.
+        turn_tokens: tokens of the longest turn.
+        stop: asked between two updates.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    env: TextEnv
+    language: Language
+    vocab_size: int
+    turn_tokens: int
+    stop: StopRequest
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where a stage keeps its checkpoints."""
+        return self.run_dir / "checkpoints" / stage
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _raise_if_lost(learner_params: Any, metrics: dict[str, float], name: str) -> None:
+    """Stop when updates keep failing, and say where the numbers went wrong."""
+    if metrics[f"{name}/skipped_updates"] < _MAX_SKIPPED:
+        return
+    leaves = nonfinite_leaves(learner_params)
+    where = f"parameters not finite: {leaves}" if leaves else "parameters are finite"
+    raise FloatingPointError(
+        f"{name}: {_MAX_SKIPPED} updates in a row had a gradient that is not finite "
+        f"({where}); the last checkpoint is good: lower the learning rate and resume"
+    )
+
+
+def train_sft(
+    setting: Setting, train: SegmentData, held_out: SegmentData
+) -> dict[str, Any]:
+    """Teach an agent to imitate; the final checkpoint is the primed policy.
+
+    Args:
+        setting: the run.
+        train: segments to learn from.
+        held_out: segments to validate on.
+
+    Returns:
+        Results of the stage: updates, and the last validation.
+
+    Raises:
+        Stopped: someone asked the run to stop; it resumes from the last update.
+        ValueError: there are fewer segments than a batch holds.
+    """
+    config, sft = setting.config, setting.config.sft
+    per_epoch = len(train) // sft.batch_segments
+    if not per_epoch:
+        raise ValueError(
+            f"sft.batch_segments={sft.batch_segments}, but the dataset makes only "
+            f"{len(train)} segments; collect more episodes or take smaller batches"
+        )
+    total = sft.epochs * per_epoch
+    optimizer = make_optimizer(sft.optimizer, total)
+    params = init_params(
+        jax.random.key(config.seed), config.model, setting.vocab_size
+    )
+    learner, first = _resume(setting, "sft", init_learner(params, optimizer))
+    writer = MetricsWriter(setting.run_dir, "sft")
+    writer.resume_from(first)
+    sizes = {"model": config.model, "history": config.rollout.history}
+    tokens = sft.batch_segments * config.rollout.segment_tokens
+    validation: dict[str, float] = {}
+    with Progress("sft", total, done=first) as progress:
+        for number in range(first, total):
+            began = time.monotonic()
+            batch = train.batch(
+                batch_indices(len(train), sft.batch_segments, number, config.seed)
+            )
+            learner, metrics = sft_update(
+                learner,
+                batch,
+                optimizer=optimizer,
+                max_targets=train.max_targets,
+                config=sft,
+                **sizes,
+            )
+            row = {name: float(value) for name, value in metrics.items()}
+            _raise_if_lost(learner.params, row, "sft")
+            row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
+            done = number + 1
+            if done % sft.validate_every == 0 or done == total:
+                validation = _validate(learner.params, held_out, sizes)
+                row |= validation
+            writer.scalars(number, row)
+            progress.update(
+                done,
+                loss=row["sft/loss"],
+                accuracy=row["sft/accuracy_decide"],
+                tokens_per_second=row["sft/tokens_per_second"],
+            )
+            stopping = setting.stop.requested and done < total
+            if done % sft.checkpoint_every == 0 or done == total or stopping:
+                save_checkpoint(setting.checkpoints("sft"), done, learner, row)
+            if stopping:
+                raise Stopped
+    writer.close()
+    return {"updates": total, **validation}
+
+
+def _validate(
+    params: AgentParams, data: SegmentData, sizes: dict[str, Any]
+) -> dict[str, float]:
+    """Mean over batches; the last one is filled up with segments seen before."""
+    rows = []
+    for start in range(0, len(data), _VALIDATION_BATCH):
+        indices = np.arange(start, start + _VALIDATION_BATCH) % len(data)
+        metrics = sft_validate(
+            params, data.batch(indices), max_targets=data.max_targets, **sizes
+        )
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _resume(setting: Setting, stage: str, fresh: Any) -> tuple[Any, int]:
+    """The state of the stage's newest good checkpoint and its step, or a fresh one."""
+    directory = setting.checkpoints(stage)
+    if latest_step(directory) is None:
+        return fresh, 0
+    state, _ = load_checkpoint(directory, None, _abstract(fresh))
+    return state, latest_step(directory) or 0
+
+
+def load_policy(setting: Setting, stage: str) -> AgentParams:
+    """The agent a finished stage left."""
+    config = setting.config
+    stage_config = config.sft if stage == "sft" else config.ppo
+    optimizer = make_optimizer(stage_config.optimizer, 1)
+    params = init_params(jax.random.key(0), config.model, setting.vocab_size)
+    learner = init_learner(params, optimizer)
+    target = learner if stage == "sft" else _ppo_state(setting, learner)
+    state, _ = load_checkpoint(setting.checkpoints(stage), None, _abstract(target))
+    return state.params if stage == "sft" else state["learner"].params
+
+
+def _pool_seeds(setting: Setting, first: int, count: int) -> jax.Array:
+    """Seeds of the ``count`` worlds made from number ``first`` on."""
+    seeds = [
+        np.random.default_rng([setting.config.seed, 3, number]).integers(2**24, 2**30)
+        for number in range(first, first + count)
+    ]
+    return jnp.asarray(np.array(seeds, np.int32))
+
+
+def _ppo_state(setting: Setting, learner: Learner) -> dict[str, Any]:
+    """All that lives on between two iterations."""
+    config = setting.config
+    pool = make_worlds(setting.env, _pool_seeds(setting, 0, config.env.pool_size))
+    lanes = config.rollout.num_lanes
+    key = jax.random.key(config.seed)
+    schedule = training_schedule(pool, key, DYNAMIC, lanes)
+    carry = init_carry(setting.env, setting.language, schedule, key, config.rollout)
+    return {"learner": learner, "carry": carry, "pool": pool}
+
+
+@jax.jit
+def _replace_worlds(pool: Any, fresh: Any, place: jax.Array) -> Any:
+    return jax.tree.map(
+        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, place, 0),
+        pool,
+        fresh,
+    )
+
+
+def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
+    """Improve a primed agent by PPO.
+
+    Args:
+        setting: the run.
+        primed: the agent SFT left; its Llama is the reference of the KL term, too.
+
+    Returns:
+        Results of the stage: env steps played.
+
+    Raises:
+        Stopped: someone asked the run to stop; it resumes from the last iteration.
+    """
+    config, ppo = setting.config, setting.config.ppo
+    updates = ppo.iterations * ppo.num_epochs * ppo.num_minibatches
+    optimizer = make_optimizer(
+        ppo.optimizer, updates, value_ratio=ppo.value_learning_rate_ratio
+    )
+    reference = primed.llama
+    own = jax.tree.map(jnp.copy, primed)  # the learner's buffers are donated
+    fresh = _ppo_state(setting, init_learner(own, optimizer))
+    state, first = _resume(setting, "ppo", fresh)
+    writer = MetricsWriter(setting.run_dir, "ppo")
+    writer.resume_from(first)
+    env_steps = 0
+    with Progress("ppo", ppo.iterations, done=first) as progress:
+        for number in range(first, ppo.iterations):
+            state, row = _iteration(setting, state, reference, optimizer, number)
+            _raise_if_lost(state["learner"].params, row, "ppo")
+            env_steps += int(row["rollout/env_steps"])
+            writer.scalars(number, row)
+            progress.update(number + 1, **_shown(row))
+            done = number + 1
+            last = done == ppo.iterations
+            stopping = setting.stop.requested and not last
+            if done % ppo.checkpoint_every == 0 or last or stopping:
+                save_checkpoint(setting.checkpoints("ppo"), done, state, row)
+            if stopping:
+                raise Stopped
+    writer.close()
+    return {"iterations": ppo.iterations, "env_steps_this_time": env_steps}
+
+
+def _shown(row: dict[str, float]) -> dict[str, float]:
+    names = {
+        "reward": "env/reward_per_turn",
+        "achievements": "env/achievements",
+        "plan_rate": "rollout/plan_rate",
+        "env_steps_per_second": "rollout/env_steps_per_second",
+        "tokens_per_second": "rollout/tokens_per_second",
+    }
+    return {short: row[name] for short, name in names.items() if name in row}
+
+
+def _iteration(
+    setting: Setting,
+    state: dict[str, Any],
+    reference: LlamaParams,
+    optimizer: Any,
+    number: int,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Rollout, then update; then some new worlds for the pool."""
+    config, ppo = setting.config, setting.config.ppo
+    began = time.monotonic()
+    carry, segment = play(setting, state["learner"].params.llama, state, number)
+    measured = jax.device_get(rollout_metrics(segment))
+    played = time.monotonic()
+    warm = number >= ppo.value_warmup_iterations
+    learner, metrics = update(
+        state["learner"],
+        reference,
+        segment,
+        setting.language.grammar,
+        jnp.float32(ppo.plan_cost),
+        jnp.float32(warm),
+        jnp.float32(warm and ppo.value_trunk_grad),
+        optimizer=optimizer,
+        config=ppo,
+        model=config.model,
+        history=config.rollout.history,
+        temperature=config.rollout.temperature,
+        max_decisions=config.rollout.rounds * (1 + config.rollout.decode_steps),
+    )
+    row = {name: float(value) for name, value in (measured | metrics).items()}
+    updated = time.monotonic()
+    row |= {
+        "time/rollout_seconds": played - began,
+        "time/update_seconds": updated - played,
+        "rollout/env_steps_per_second": row["rollout/env_steps"] / (played - began),
+        "rollout/tokens_per_second": row["rollout/tokens"] / (played - began),
+        "memory/peak_bytes": float(peak_memory_bytes()),
+    }
+    row = {name: value for name, value in row.items() if not np.isnan(value)}
+    pool = _refresh(setting, state["pool"], number)
+    return {"learner": learner, "carry": carry, "pool": pool}, row
+
+
+def play(
+    setting: Setting, params: LlamaParams, state: dict[str, Any], number: int
+) -> tuple[Carry, Segment]:
+    """One training segment of every lane, on worlds drawn for iteration ``number``."""
+    config = setting.config
+    key = jax.random.fold_in(jax.random.key(config.seed), number)
+    schedule = training_schedule(
+        state["pool"], key, DYNAMIC, config.rollout.num_lanes
+    )
+    return run_segment(
+        params,
+        state["carry"],
+        setting.language,
+        schedule,
+        config.ppo.gamma,
+        env=setting.env,
+        config=config.rollout,
+        model=config.model,
+        budget=config.plan.budget,
+        turn_tokens=setting.turn_tokens,
+    )
+
+
+def _refresh(setting: Setting, pool: Any, number: int) -> Any:
+    """Replace some worlds of the pool, round robin."""
+    env = setting.config.env
+    count = min(env.pool_refresh, env.pool_size)
+    if not count:
+        return pool
+    seeds = _pool_seeds(setting, env.pool_size + number * count, count)
+    place = (number * count) % (env.pool_size - count + 1)
+    return _replace_worlds(pool, make_worlds(setting.env, seeds), jnp.int32(place))
+
+
+@jax.jit
+def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
+    """What a segment says of play; means are NaN where there was nothing."""
+    end, ends = segment.turns.end, segment.episodes
+    planned = (end.planned & end.complete).astype(jnp.float32)
+    plan_tokens = jnp.where(end.complete, end.plan_tokens, 0).astype(jnp.float32)
+    plans = jnp.maximum(jnp.sum(planned), 1.0)
+    any_finished = jnp.any(ends.finished)
+    unlocked = jnp.sum(ends.stats.events, axis=-1).astype(jnp.float32)
+
+    def of_episodes(values: jax.Array) -> jax.Array:
+        mean = masked_mean(values.astype(jnp.float32), ends.finished)
+        return jnp.where(any_finished, mean, jnp.nan)
+
+    return {
+        "env/return": of_episodes(ends.stats.task_return),
+        "env/achievements": of_episodes(unlocked),
+        "env/episode_env_steps": of_episodes(ends.stats.env_steps),
+        "env/episodes": jnp.sum(ends.finished),
+        "env/reward_per_turn": masked_mean(end.reward, end.complete),
+        "rollout/turns": jnp.sum(end.complete),
+        "rollout/env_steps": segment.env_steps,
+        "rollout/tokens": segment.encoded_tokens,
+        "rollout/plan_rate": masked_mean(planned, end.complete),
+        "rollout/plan_tokens_per_turn": masked_mean(plan_tokens, end.complete),
+        "rollout/plan_tokens_per_plan": jnp.sum(plan_tokens) / plans,
+        "rollout/utilisation": segment.encoded_tokens / segment.token_slots,
+        "rollout/stream_fill": jnp.mean(segment.stream.cursor)
+        / segment.stream.tokens.token.shape[1],
+        "rollout/dropped_phrases": segment.dropped_phrases,
+    }
+
+

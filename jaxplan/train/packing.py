@@ -1,0 +1,185 @@
+"""From turns to packed segments: the streams a rollout would have written (host).
+
+A segment starts like one of the rollout: the prompt, then what the next turn can still
+see of its episode (the active plan and the last turns) as carried context, then turns
+until the segment is full. The next episode follows in the same segment; nothing leaks,
+because visibility is a function of episode, turn and plan numbers.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxplan.core.roles import Role
+from jaxplan.models.visibility import NO_PLAN, PROMPT_EPISODE
+from jaxplan.plan import grammar as plan_grammar
+from jaxplan.plan.grammar import Grammar
+
+_FIELDS = ("token", "role", "learn", "turn", "episode", "plan", "active_plan")
+_PADDING = {"plan": NO_PLAN}
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnTokens:
+    """One turn of a trajectory, as ids.
+
+    Attributes:
+        observation: what was seen.
+        generated: what the agent says: plan with its tags, or none, and the action.
+        plan_length: how many of ``generated`` are plan and tags; 0 without a plan.
+        learn_action: False where the action is noise and must not be imitated.
+    """
+
+    observation: Sequence[int]
+    generated: Sequence[int]
+    plan_length: int
+    learn_action: bool
+
+
+@dataclasses.dataclass
+class _Piece:
+    """Columns of a stretch of tokens, ``_FIELDS`` in order."""
+
+    columns: list[list[int]] = dataclasses.field(
+        default_factory=lambda: [[] for _ in _FIELDS]
+    )
+
+    def add(self, *row: int) -> None:
+        for column, entry in zip(self.columns, row, strict=True):
+            column.append(entry)
+
+    def extend(self, other: "_Piece") -> None:
+        for column, more in zip(self.columns, other.columns, strict=True):
+            column.extend(more)
+
+    def carried(self) -> "_Piece":
+        """The same tokens without a loss."""
+        count = len(self)
+        columns = [list(column) for column in self.columns]
+        columns[_FIELDS.index("role")] = [int(Role.CARRIED)] * count
+        columns[_FIELDS.index("learn")] = [0] * count
+        return _Piece(columns)
+
+    def visible_after(self, oldest_turn: int, newest_plan: int) -> "_Piece":
+        """The tokens of turns from ``oldest_turn`` on, and of the newest plan."""
+        rows = zip(*self.columns, strict=True)
+        turn, plan = _FIELDS.index("turn"), _FIELDS.index("plan")
+        kept = _Piece()
+        for row in rows:
+            recent = row[plan] == NO_PLAN and row[turn] > oldest_turn
+            if recent or row[plan] == newest_plan:
+                kept.add(*row)
+        return kept
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+
+class Packer:
+    """Packs trajectories into segments; call ``add`` for each, then ``finish``."""
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        prompt: Sequence[int],
+        segment_tokens: int,
+        history: int,
+    ) -> None:
+        """Start with no segment.
+
+        Args:
+            grammar: the plan grammar, which knows the role of every generated token.
+            prompt: ids that open every segment.
+            segment_tokens: length of a segment.
+            history: turns that stay visible.
+        """
+        self._next_state = np.asarray(grammar.next_state)
+        self._role = np.asarray(grammar.role)
+        self._choice = np.asarray(grammar.choice)
+        self._action = np.asarray(grammar.action)
+        self._history = history
+        self._size = segment_tokens
+        self._prompt = _Piece()
+        for token in prompt:
+            self._prompt.add(token, Role.PROMPT, 0, 0, PROMPT_EPISODE, NO_PLAN, 0)
+        self._segments: list[np.ndarray] = []
+        self._current = _Piece()
+        self._current.extend(self._prompt)
+        self._turn = self._episode = self._plan = 0
+
+    def add(self, turns: Iterable[TurnTokens]) -> None:
+        """Append one episode.
+
+        Raises:
+            ValueError: a turn is not in the grammar, or is longer than a segment.
+        """
+        self._episode += 1
+        seen: list[_Piece] = []  # the turns the next one can see, and the active plan's
+        for turn in turns:
+            self._turn += 1
+            said = self._write(turn)
+            if len(self._current) + len(said) > self._size:
+                self._flush(seen)
+            self._current.extend(said)
+            if len(self._current) > self._size:
+                raise ValueError(
+                    f"rollout.segment_tokens={self._size} is too small: one turn with "
+                    f"what it can see takes {len(self._current)} tokens; make segments "
+                    "longer or rollout.history shorter"
+                )
+            seen = self._still_seen([*seen, said])
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """All segments, [segments, tokens] for each field of a token."""
+        if len(self._current) > len(self._prompt):
+            self._flush([])
+        stacked = np.stack(self._segments)
+        return dict(zip(_FIELDS, np.moveaxis(stacked, 1, 0), strict=True))
+
+    def _write(self, turn: TurnTokens) -> _Piece:
+        """The turn's tokens with all that is said of them."""
+        said = _Piece()
+        before = self._plan
+        self._plan += turn.plan_length > 0
+        for token in turn.observation:
+            said.add(
+                token, Role.OBSERVATION, 0, self._turn, self._episode, NO_PLAN, before
+            )
+        state = plan_grammar.DECIDE
+        for place, token in enumerate(turn.generated):
+            in_plan = place < turn.plan_length
+            closed = place >= turn.plan_length - 1
+            learn = self._choice[state] and (in_plan or turn.learn_action)
+            said.add(
+                token,
+                int(self._role[state]),
+                int(learn),
+                self._turn,
+                self._episode,
+                self._plan if in_plan else NO_PLAN,
+                self._plan if closed else before,
+            )
+            state = self._next_state[state, token]
+        if self._action[state] < 0:
+            raise ValueError(f"turn {list(turn.generated)} is not in the plan grammar")
+        return said
+
+    def _still_seen(self, turns: list[_Piece]) -> list[_Piece]:
+        """What the turn after these can see, in order."""
+        oldest = self._turn + 1 - self._history
+        kept = [piece.visible_after(oldest, self._plan) for piece in turns]
+        return [piece for piece in kept if len(piece)]
+
+    def _flush(self, seen: list[_Piece]) -> None:
+        """Close the segment; begin the next with what its first turn can see."""
+        rows = []
+        for name, column in zip(_FIELDS, self._current.columns, strict=True):
+            row = np.full(self._size, _PADDING.get(name, 0), np.int32)
+            row[: len(column)] = column
+            rows.append(row)
+        self._segments.append(np.stack(rows))
+        self._current = _Piece()
+        self._current.extend(self._prompt)
+        for piece in seen:
+            self._current.extend(piece.carried())

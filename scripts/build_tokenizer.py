@@ -1,0 +1,131 @@
+"""Build the shipped tokenizer from the project's own words.
+
+    python scripts/build_tokenizer.py [--out jaxplan/text/data/tokenizer.json]
+
+Byte-level BPE, so every text can be written; a word and the space before it are one
+piece, so phrases may be concatenated. It is trained until every phrase of the
+``compact`` text and of the expert's plans is a single token. Markers and actions are
+tokens of their own that no lower-case text can contain. The same words give the same
+file; a test holds the committed one to that.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from jaxplan.config.schema import PlanConfig
+from jaxplan.envs.craftax_classic import ACTION_NAMES, TEXTS
+from jaxplan.envs.craftax_plans import PLAN_PHRASES
+from jaxplan.text.tokenizer import SHIPPED
+
+SIZE = 1024  # of the vocabulary; larger by whole steps if the phrases need it
+STEP = 64  # keeps the embedding a friendly shape for matrix units
+PAD = "<pad>"  # id 0
+WORD = r" ?[^\s]+|\s"
+
+# How often a text counts in training: phrases first, they have to become one token.
+PHRASE_WEIGHT, TEXT_WEIGHT, ENGLISH_WEIGHT = 1000, 1, 1
+
+# What a person, or another teacher, may want to say in a plan.
+ENGLISH = """
+a about above across add after again all along already also always an and animal any
+area around as ask at attack avoid away back bad be because before begin behind below
+beside best better between big block both bridge bring build but by call can careful
+carry cave check choose clear close collect come complete corner cost count cover craft
+cross danger dark day dead deep defend die dig direction distance do done down drink
+during each early east eat edge empty end enemy energy enough enter even every explore
+face far fast few fight fill find finish first five follow food for four free from full
+gather get give go goal good ground grow guard half has have head heal health help here
+hide high hit hold home how hunt hurt if in inside instead into iron is it item join
+jump just keep kill know lake land last later leave left less let life light line little
+live long look lose low make many map materials may mine mob more most mountain move
+much must near nearest need never new next night no not now nothing of off on once one
+only open or other out over pass path place plan plant player point position prepare
+protect put quick rather reach ready rest return right river rock run safe same sand
+save say search second see seek seven shelter shore should show side six sleep slow
+small so some soon south stand start stay step steps still stone stop strong surround
+survive switch take ten than that the them then there these they thing third this three
+through till time to together too tools toward towards trap tree trees tunnel turn two
+under unless until up upgrade use view wait wake walk wall want watch water way weak
+well west what when where which while will with without wood work world yet you your
+zombie zombies
+"""
+
+
+def main() -> None:
+    """Write the tokenizer, and say how large it is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    out = parser.parse_args().out
+    tokenizer = build()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(tokenizer.to_str() + "\n", encoding="utf-8")
+    print(f"{out}: {tokenizer.get_vocab_size()} tokens")
+
+
+def build() -> tokenizers.Tokenizer:
+    """Train the smallest vocabulary in which every phrase is a single token."""
+    phrases = single_token_phrases()
+    for size in itertools.count(SIZE, STEP):
+        tokenizer = _train(phrases, size)
+        encoded = tokenizer.encode_batch(phrases, add_special_tokens=False)
+        if all(len(encoding.ids) == 1 for encoding in encoded):
+            return tokenizer
+    raise AssertionError("unreachable")
+
+
+def single_token_phrases() -> list[str]:
+    """List the phrases that have to be one token each."""
+    return list(dict.fromkeys(TEXTS["compact"].phrases + PLAN_PHRASES))
+
+
+def _train(phrases: list[str], size: int) -> tokenizers.Tokenizer:
+    texts = [
+        text
+        for level in TEXTS.values()
+        for text in (*level.phrases, level.instructions)
+    ]
+    corpus = (
+        (phrases, PHRASE_WEIGHT),
+        (texts, TEXT_WEIGHT),
+        (_english(), ENGLISH_WEIGHT),
+    )
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=_own_tokens(),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    repeated = (text for lines, weight in corpus for text in lines * weight)
+    tokenizer.train_from_iterator(repeated, trainer)
+    return tokenizer
+
+
+def _english() -> list[str]:
+    return [f" {word}" for word in ENGLISH.split()]
+
+
+def _own_tokens() -> list[tokenizers.AddedToken]:
+    marks = [PAD, PlanConfig().open, PlanConfig().close]
+    return [
+        *(tokenizers.AddedToken(mark, normalized=False) for mark in marks),
+        *(
+            tokenizers.AddedToken(name, normalized=False, single_word=True)
+            for name in ACTION_NAMES
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()

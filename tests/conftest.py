@@ -1,0 +1,28 @@
+"""What every test shares: a strict JAX on eight pretended devices, no chance.
+
+The environment is set before anything imports JAX, and holds for the processes that a
+test starts as well.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+settings.register_profile("jaxplan", derandomize=True, deadline=None, database=None)
+settings.load_profile("jaxplan")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _strict_jax():
+    import jax
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
