@@ -28,7 +28,11 @@ def main() -> int:
     from jaxplan.io.rundir import RunDirectory, RunDirectoryError
     from jaxplan.io.stopping import EXIT_CODE, Stopped, StopRequest
 
-    compile_seconds = start_jax(CACHE)
+    try:
+        compile_seconds = start_jax(CACHE)
+    except RuntimeError as error:
+        _say(f"error: {error}")
+        return 2
     stop = StopRequest().listen()
     try:
         with RunDirectory(
@@ -42,7 +46,12 @@ def main() -> int:
     except Stopped:
         _say("stopped as asked; the same command goes on from here")
         return EXIT_CODE
-    except (RunDirectoryError, FileNotFoundError, ValueError) as error:
+    except (
+        RunDirectoryError,
+        FileNotFoundError,
+        FloatingPointError,
+        ValueError,
+    ) as error:
         if os.environ.get("JAXPLAN_TRACEBACK"):
             raise
         _say(f"error: {error}")
@@ -168,7 +177,9 @@ class Run:
             policies["sft"] = lambda: load_policy(self.setting, "sft").llama
         if "ppo" in config.stages:
             policies["sft+rl"] = lambda: load_policy(self.setting, "ppo").llama
-        return evaluate_arms(config, self.run, self.tokenizer, policies)
+        return evaluate_arms(
+            config, self.run, self.tokenizer, policies, self.setting.stop
+        )
 
     def report(self) -> dict:
         """The page, the summary, and the table on the terminal."""

@@ -1,10 +1,14 @@
 """Small stand-ins for big things: real in structure, tiny in size."""
 
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.config.schema import ModelConfig, RopeScalingConfig
+from jaxplan.envs.base import EnvStep, Phrases
 from jaxplan.models.visibility import (
     NO_PLAN,
     PADDING_EPISODE,
@@ -68,3 +72,77 @@ def _random_lane(rng, length):
         episode += rng.random() < 0.15
     rows = rows[:end] + [(PADDING_EPISODE, 0, NO_PLAN, 0)] * (length - end)
     return [(position, *row) for position, row in enumerate(rows)]
+
+
+@chex.dataclass(frozen=True)
+class ShoreState:
+    """A walker on a beach: how far from the water, and what else there is to know."""
+
+    place: jax.Array
+    wind: jax.Array
+    nap: jax.Array
+    steps: jax.Array
+    seen: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Shore:
+    """A tiny ``TextEnv``: the water ends an episode, sleep goes on by itself.
+
+    What happens depends on the key in every step, and what is said depends on all that
+    happens, so a replay with a wrong key or a wrong action does not stay unnoticed.
+    """
+
+    max_steps: int = 9
+    action_names: tuple[str, ...] = (
+        "Noop",
+        "Move West",
+        "Move East",
+        "Sleep",
+        "Dig Pit",  # two actions of several tokens that begin alike
+        "Dig Well",
+    )
+    phrases: tuple[str, ...] = ("\nat", " stone", " light", " asleep")
+    instructions: str = "You walk."
+    event_names: tuple[str, ...] = ("dune", "nap")
+
+    def reset(self, key) -> ShoreState:
+        zero = jnp.zeros((), jnp.int32)
+        place = jax.random.randint(key, (), 1, 3, jnp.int32)
+        seen = jnp.zeros(2, bool)
+        return ShoreState(place=place, wind=zero, nap=zero, steps=zero, seen=seen)
+
+    def step(self, key, state, action) -> EnvStep:
+        wind_key, nap_key = jax.random.split(key)
+        wind = jax.random.randint(wind_key, (), -1, 2, jnp.int32)
+        asleep = state.nap > 0
+        walked = jnp.array([0, -1, 1, 0, -1, 0])[action]
+        place = jnp.clip(state.place + jnp.where(asleep, wind, walked), 0, 4)
+        falls_asleep = ~asleep & (action == self.action_names.index("Sleep"))
+        nap = jnp.where(
+            falls_asleep,
+            jax.random.randint(nap_key, (), 1, 5, jnp.int32),
+            jnp.maximum(state.nap - 1, 0),
+        )
+        seen = state.seen | jnp.stack([place == 4, falls_asleep])
+        steps = state.steps + 1
+        effort = jnp.where(asleep, 0.0, 0.01 * action.astype(jnp.float32))
+        new = ShoreState(place=place, wind=wind, nap=nap, steps=steps, seen=seen)
+        return EnvStep(
+            state=new,
+            reward=0.25 * place.astype(jnp.float32) + 0.1 * wind + effort,
+            terminated=place == 0,
+            truncated=(steps >= self.max_steps) & (place > 0),
+            events=seen & ~state.seen,
+        )
+
+    def describe(self, state) -> Phrases:
+        stones = jnp.arange(4) < state.place
+        rest = jnp.stack([state.wind > 0, state.nap > 0])
+        return Phrases(
+            ids=jnp.array([0, 1, 1, 1, 1, 2, 3]),
+            mask=jnp.concatenate([jnp.ones(1, bool), stones, rest]),
+        )
+
+    def passive(self, state):
+        return state.nap > 0

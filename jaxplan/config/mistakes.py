@@ -17,6 +17,8 @@ Keys = tuple[str | int, ...]  # where in the tree: ("ppo", "gamma")
 
 def explain(details: ErrorDetails) -> str:
     """Put a finding of pydantic into our words: what was given, what is allowed."""
+    if details["type"] == "value_error":  # raised by the schema, in full sentences
+        return str(details["ctx"]["error"])
     got = f"got {show(details['input'])}"
     match details["type"]:
         case "unexpected_keyword_argument":
@@ -25,8 +27,6 @@ def explain(details: ErrorDetails) -> str:
             expected = details["ctx"]["expected"]
             choices = re.findall(r"'([^']*)'", expected)
             return f"{got}{nearest(details['input'], choices)}; allowed: {expected}"
-        case "value_error":
-            return str(details["ctx"]["error"])
         case "dataclass_type":
             return f"a section of 'key: value' is wanted, {got}"
         case "tuple_type":

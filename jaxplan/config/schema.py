@@ -4,9 +4,10 @@ YAML files hold only what differs from this module. Each part of the program is 
 its own section and never the tree.
 """
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from jaxplan.config.types import (
     Fraction,
@@ -18,6 +19,18 @@ from jaxplan.config.types import (
 )
 
 Stage = Literal["collect", "sft", "ppo", "evaluate", "report"]
+
+
+def _check_plan_mode(mode: str) -> str:
+    if re.fullmatch(r"dynamic|never|every-[1-9][0-9]*", mode) is None:
+        raise ValueError(
+            f"got '{mode}'; allowed: 'dynamic', 'never' and 'every-K' with a whole "
+            "number K >= 1, as in 'every-4'"
+        )
+    return mode
+
+
+PlanMode = Annotated[str, AfterValidator(_check_plan_mode)]
 
 
 @section
@@ -73,9 +86,9 @@ class ModelConfig:
     """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU."""
 
     width: PositiveInt = 128
-    layers: PositiveInt = 4
+    layers: PositiveInt = 3
     heads: PositiveInt = 4
-    kv_heads: PositiveInt = 2
+    kv_heads: PositiveInt = 1
     head_dim: PositiveInt = 32
     ffn_width: PositiveInt = 384
     rope_theta: PositiveFloat = 10_000.0
@@ -83,7 +96,7 @@ class ModelConfig:
     norm_eps: PositiveFloat = 1e-5
     tie_embeddings: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "layer"] = "none"
+    remat: Literal["none", "layer"] = "layer"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -99,6 +112,7 @@ class RolloutConfig:
     num_lanes: PositiveInt = 64
     segment_tokens: PositiveInt = 512  # tokens of one lane in one segment
     rounds: PositiveInt = 24  # act/observe/decode cycles in one segment
+    prefill_tokens: PositiveInt = 28  # unread tokens a lane encodes at once in a round
     decode_steps: NonNegativeInt = 4  # tokens decoded in one round after the first
     history: PositiveInt = 4  # turns of observations and actions that stay visible
     observation_tokens: PositiveInt = 40  # room for one observation
@@ -166,16 +180,12 @@ class PpoConfig:
     num_minibatches: PositiveInt = 2
     gamma: Fraction = 0.99  # per env step
     gae_lambda: Fraction = 0.95  # per turn
-    gae_lambda_token: Fraction = 1.0  # inside a turn
-    estimator: Literal["turn", "smdp"] = "turn"
     plan_cost: NonNegativeFloat = 0.0  # reward lost per plan-text token
     call_cost: NonNegativeFloat = 0.0  # reward lost per plan
     clip_eps: PositiveFloat = 0.2
     clip_eps_high: PositiveFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1)] = 3.0
     advantage_clip: PositiveFloat = 10.0
-    decide_explore: Fraction = 0.0  # mu(plan) = (1 - eps) p + eps / 2
-    ratio_level: Literal["token", "turn"] = "token"
     role_coef: RoleCoefficients = Field(
         default_factory=lambda: RoleCoefficients(decide=1.0, plan=1.0, action=1.0)
     )
@@ -186,7 +196,6 @@ class PpoConfig:
         default_factory=lambda: RoleCoefficients(decide=0.01, plan=0.0, action=0.003)
     )
     vf_coef: NonNegativeFloat = 0.5
-    vf_clip_eps: PositiveFloat = 0.2
     value_warmup_iterations: NonNegativeInt = 4  # value-only updates, trunk frozen
     value_trunk_grad: bool = True  # after the warm-up
     value_learning_rate_ratio: PositiveFloat = 10.0  # of the head, to the trunk's
@@ -201,7 +210,7 @@ class EvaluateConfig:
     """The panel: every arm and plan mode on the same list of worlds."""
 
     episodes: PositiveInt = 64  # per arm and mode
-    modes: tuple[str, ...] = ("dynamic", "never", "every-1", "every-4")
+    modes: tuple[PlanMode, ...] = ("dynamic", "never", "every-1", "every-4")
     max_steps: PositiveInt = 400
     seed: NonNegativeInt = 10_000  # first world seed of the panel
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -225,3 +234,11 @@ class RunConfig:
     sft: SftConfig = Field(default_factory=SftConfig)
     ppo: PpoConfig = Field(default_factory=PpoConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        lanes, parts = self.rollout.num_lanes, self.ppo.num_minibatches
+        if lanes % parts:
+            raise ValueError(
+                f"rollout.num_lanes={lanes} is not divisible by "
+                f"ppo.num_minibatches={parts}"
+            )

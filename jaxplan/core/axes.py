@@ -12,7 +12,8 @@ Axes of the model are capital letters (lower case in einsum strings):
 **N**  query heads
 **K**  key/value heads
 **G**  query heads of one key/value head (N = K * G)
-**H**  width of one head
+**R**  query rows of one key/value head: its G heads at T tokens
+**H**  width of one head; **H2** is half of it: the rotated pairs
 **L**  layers
 **V**  vocabulary
 **P**  phrases

@@ -27,14 +27,15 @@ def start_jax(cache: Path) -> Callable[[], float]:
         RuntimeError: this JAX computes wrong results, see ``check_jax``.
     """
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if jax.config.jax_compilation_cache_dir is None:
+    # JAX makes the attributes of its config at run time.
+    if jax.config.jax_compilation_cache_dir is None:  # ty: ignore[missing-attribute]
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     spent = [0.0]
 
-    def add(event: str, seconds: float, **_: object) -> None:
+    def add(event: str, duration_secs: float, **_: str | int) -> None:
         if event in _COMPILE_EVENTS:
-            spent[0] += seconds
+            spent[0] += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(add)
     check_jax()

@@ -66,6 +66,7 @@ NOOP, DO, SLEEP, PLACE_STONE, PLACE_TABLE, PLACE_FURNACE, PLACE_PLANT = 0, *rang
 OPPOSITE = np.array([0, 2, 1, 4, 3])  # of a facing
 WORTH_THE_WAY = 14  # cells; a new table is cheaper than one farther away
 PLANT_RIPENS = 600  # env steps
+_AT_REST = (Goal.REST, Goal.WAIT, Goal.STAY)  # awake and doing nothing
 STUCK_AFTER, STUCK_EVERY = 30, 7  # env steps
 
 _AWAY = (
@@ -199,7 +200,7 @@ class Memory:
         shelter: number of the outer of the two cells; 0 without a shelter.
         shelter_facing: the way into it.
         last_cell: where the player was one step ago.
-        still: steps since it last moved.
+        still: steps since it last moved or rested.
     """
 
     known: KnownMap
@@ -268,7 +269,7 @@ class CraftaxExpert:
         way = _find_way(goal, scene, sites, seen)
         memory = _settle(memory, goal, sites, seen)
         action = _action(goal, way, scene, memory, seen)
-        action = _shake(key, action, goal, scene, memory, seen)
+        action = _shake(key, action, scene, memory, seen)
         tile = scene.reshape(-1)[way.target]
         goal, amount = _as_gone_for(goal, amount, tile)
         next_goal, _ = choose(suppose(situation, goal, amount))
@@ -355,6 +356,8 @@ def _situation(
         done=goals_done(seen.achievements),
         thirsty=memory.thirsty,
         hungry=memory.hungry,
+        watered=drink >= FULL,
+        fed=food >= FED,
         tired=memory.tired,
         hurt=memory.hurt,
         exhausted=memory.hurt & (food > 2) & (drink > 2),
@@ -452,20 +455,24 @@ def _as_gone_for(
 def _settle(
     memory: Memory, goal: Int[Array, ""], sites: Sites, seen: PlayerView
 ) -> Memory:
-    """Decide for a shelter at its entrance; give it up when it is left."""
+    """Decide for a shelter at its entrance, give it up when it is left.
+
+    Who rests on purpose is not stuck.
+    """
     here = cell_number(seen.position)
     inward = look_up(STEPS, memory.shelter_facing)
     depth = here - memory.shelter  # one step before the outer cell, in it, or inside
     at_it = (depth == -inward) | (depth == 0) | (depth == inward)
-    goals = (Goal.SHELTER, Goal.SLEEP, Goal.REST, Goal.WAIT)
-    goals += (Goal.FIGHT_ZOMBIE, Goal.FIGHT_SKELETON)
-    keep = (memory.shelter > 0) & at_it & _is_one_of(goal, *goals)
+    resting = _is_one_of(goal, Goal.SLEEP, *_AT_REST) | seen.sleeping
+    busy = _is_one_of(goal, Goal.SHELTER, Goal.FIGHT_ZOMBIE, Goal.FIGHT_SKELETON)
+    keep = (memory.shelter > 0) & at_it & (resting | busy)
     fits = sites.entrances.reshape(5, -1)[:, here]
     facing = jnp.argmax(fits)
     fresh = (goal == Goal.SHELTER) & fits.any()
     found = jnp.where(fresh, here + look_up(STEPS, facing), 0)
     return dataclasses.replace(
         memory,
+        still=jnp.where(resting, 0, memory.still),
         shelter=jnp.where(keep, memory.shelter, found),
         shelter_facing=jnp.where(keep, memory.shelter_facing, facing),
     )
@@ -489,7 +496,7 @@ def _action(
     waiting = (goal == Goal.FIGHT_ZOMBIE) & ~(beside == TILE["zombie"]).any()
     cases = [
         (goal == Goal.SLEEP, SLEEP),
-        (waiting | _is_one_of(goal, Goal.REST, Goal.WAIT), NOOP),
+        (waiting | _is_one_of(goal, *_AT_REST), NOOP),
         (
             (goal == Goal.SHELTER) & (memory.shelter > 0),
             _build_shelter(scene, memory, seen),
@@ -532,14 +539,12 @@ def _build_shelter(scene: KnownMap, memory: Memory, seen: PlayerView) -> Int[Arr
 def _shake(
     key: PRNGKeyArray,
     action: Int[Array, ""],
-    goal: Int[Array, ""],
     scene: KnownMap,
     memory: Memory,
     seen: PlayerView,
 ) -> Int[Array, ""]:
     """A random step now and then for a player that is stuck; never into lava."""
-    resting = _is_one_of(goal, Goal.SLEEP, Goal.REST, Goal.WAIT)
     stuck = (memory.still > STUCK_AFTER) & (memory.still % STUCK_EVERY == 0)
     facing = jax.random.randint(key, (), 1, 5)
     safe = ~look_up(_IS_DEADLY, ahead(scene, seen.position)[facing])
-    return jnp.where(stuck & ~resting & safe, facing, action)
+    return jnp.where(stuck & safe, facing, action)

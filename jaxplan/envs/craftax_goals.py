@@ -7,18 +7,21 @@ the plan announces).
 
 import dataclasses
 import enum
+from typing import Any
 
 import chex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxplan.envs.craftax_expert_map import look_up
 from jaxplan.envs.craftax_view import ITEM_NAMES
 
 ITEM = {name: index for index, name in enumerate(ITEM_NAMES)}
 FULL = 9
 FED = 7
 HEALED = 6
+WOOD_TO_GO = 7  # three stone tools, two iron tools, a second table
 ORES_WANTED = 2  # of coal and of iron: one for the pickaxe, one for the sword
 
 
@@ -52,6 +55,11 @@ class Goal(enum.IntEnum):
     MINE_DIAMOND = 24
     HUNT_ZOMBIE = 25
     WAIT = 26
+    STAY = 27
+
+
+# When a goal is wanted, the goal, and the amount that ends it (0 where none does).
+Rule = tuple[Any, Goal, Any]
 
 
 @chex.dataclass(frozen=True)
@@ -62,6 +70,8 @@ class Situation:
         inventory: counts in the order of ``ITEM_NAMES``.
         done: the achievement that a goal is for is unlocked, per goal.
         thirsty: the drinking drive is on; so `hungry`, `tired`, `hurt` (see `drives`).
+        watered: drink is full; it is drunk for the achievement alone.
+        fed: likewise for food.
         exhausted: hurt, with food and drink enough to heal before all else.
         dark: too little light to walk about.
         enclosed: nothing can walk up to the player.
@@ -79,6 +89,8 @@ class Situation:
     done: Bool[Array, " goals"]
     thirsty: Bool[Array, ""]
     hungry: Bool[Array, ""]
+    watered: Bool[Array, ""]
+    fed: Bool[Array, ""]
     tired: Bool[Array, ""]
     hurt: Bool[Array, ""]
     exhausted: Bool[Array, ""]
@@ -147,23 +159,23 @@ GATHERED = {
 }
 
 
-def _by_goal(entries: dict, width: int) -> np.ndarray:
-    """Rows of ``entries`` as a table over all goals."""
-    table = np.zeros((len(Goal), width), np.int32)
-    for goal, row in entries.items():
-        for name, value in row.items():
-            table[goal, ITEM[name]] = value
+def _by_goal(rows: dict[Goal, dict[str, int]]) -> np.ndarray:
+    """Item counts as a table over all goals."""
+    table = np.zeros((len(Goal), len(ITEM)), np.int32)
+    for goal, row in rows.items():
+        for item, count in row.items():
+            table[goal, ITEM[item]] = count
     return table
 
 
-_CHANGE_TABLE = _by_goal(_CHANGES, len(ITEM))
-_GATHER_TABLE = _by_goal({g: {item: 1} for g, item in GATHERED.items()}, len(ITEM))
-_UNLOCK_TABLE = np.array([_UNLOCKS.get(goal, -1) for goal in Goal])
+_CHANGE = _by_goal(_CHANGES)
+_GATHERED = _by_goal({goal: {item: 1} for goal, item in GATHERED.items()})
+_UNLOCK = np.array([_UNLOCKS.get(goal, -1) for goal in Goal])
 
 
 def goals_done(achievements: Bool[Array, "22"]) -> Bool[Array, " goals"]:
     """Whether the achievement behind each goal is unlocked; True without one."""
-    return jnp.where(_UNLOCK_TABLE < 0, True, achievements[_UNLOCK_TABLE])
+    return jnp.where(_UNLOCK < 0, True, achievements[_UNLOCK])
 
 
 def choose(s: Situation) -> tuple[Int[Array, ""], Int[Array, ""]]:
@@ -180,27 +192,26 @@ def _has(s: Situation, item: str) -> Int[Array, ""]:
     return s.inventory[ITEM[item]]
 
 
-def _survival(s: Situation) -> list:
+def _survival(s: Situation) -> list[Rule]:
     """Fights at hand, then thirst, hunger, rest."""
     indoors = s.tired | s.hurt | s.dark
     can_dig = _has(s, "wood_pickaxe") > 0
-    sleepy = s.tired
     return [
         (s.zombie_beside, Goal.FIGHT_ZOMBIE, 0),
         (s.skeleton_beside, Goal.FIGHT_SKELETON, 0),
         (s.enclosed & s.exhausted & s.tired, Goal.SLEEP, FULL),
         (s.enclosed & s.exhausted, Goal.REST, HEALED),
         (s.exhausted & can_dig & (_has(s, "stone") > 0), Goal.SHELTER, 0),
-        (s.thirsty, Goal.DRINK, FULL),
-        (s.hungry, Goal.EAT_COW, FED),
-        (s.enclosed & sleepy, Goal.SLEEP, FULL),
+        (s.thirsty, Goal.DRINK, jnp.where(s.watered, 0, FULL)),
+        (s.hungry, Goal.EAT_COW, jnp.where(s.fed, 0, FED)),
+        (s.enclosed & s.tired, Goal.SLEEP, FULL),
         (s.enclosed & indoors, Goal.REST, jnp.where(s.hurt, HEALED, 0)),
         (indoors & can_dig & (_has(s, "stone") < 1), Goal.MINE_STONE, 1),
         (indoors & can_dig, Goal.SHELTER, 0),
     ]
 
 
-def _early(s: Situation) -> list:
+def _early(s: Situation) -> list[Rule]:
     """Small chances beside the way."""
     return [
         (s.skeleton_near & ~s.done[Goal.HUNT_SKELETON], Goal.HUNT_SKELETON, 0),
@@ -211,37 +222,40 @@ def _early(s: Situation) -> list:
     ]
 
 
-def _craft(s: Situation, tools: list, wood, near, build: Goal) -> list:
-    """Get the wood, get to the workplace or build it, make what is missing."""
-    missing = jnp.stack([condition for condition, _ in tools]).any()
-    rules = [
+def _craft_at_table(
+    s: Situation, pickaxe: Any, sword: Any, wood: Any, make: tuple[Goal, Goal]
+) -> list[Rule]:
+    """Get the wood, build a table unless one is near, make what is missing."""
+    missing = pickaxe | sword
+    wood = wood + 2 * ~s.table_near
+    return [
         (missing & (_has(s, "wood") < wood), Goal.COLLECT_WOOD, wood),
-        (missing & ~near, build, 0),
+        (missing & ~s.table_near, Goal.PLACE_TABLE, 0),
+        (pickaxe, make[0], 0),
+        (sword, make[1], 0),
     ]
-    return rules + [(condition, goal, 0) for condition, goal in tools]
 
 
-def _wood(s: Situation) -> list:
+def _wood(s: Situation) -> list[Rule]:
     """A table, the wooden tools."""
     pickaxe, sword = _has(s, "wood_pickaxe") < 1, _has(s, "wood_sword") < 1
-    wood = pickaxe.astype(int) + sword + 2 * ~s.table_near
-    tools = [(pickaxe, Goal.MAKE_WOOD_PICKAXE), (sword, Goal.MAKE_WOOD_SWORD)]
-    return _craft(s, tools, wood, s.table_near, Goal.PLACE_TABLE)
+    make = Goal.MAKE_WOOD_PICKAXE, Goal.MAKE_WOOD_SWORD
+    return _craft_at_table(s, pickaxe, sword, pickaxe.astype(int) + sword, make)
 
 
-def _stone(s: Situation) -> list:
+def _stone(s: Situation) -> list[Rule]:
     """Wood for all that follows, the stone tools (two swords hit twice as hard)."""
     pickaxe = _has(s, "stone_pickaxe") < 1
     swords = jnp.maximum(2 - _has(s, "stone_sword"), 0)
-    tools = [(pickaxe, Goal.MAKE_STONE_PICKAXE), (swords > 0, Goal.MAKE_STONE_SWORD)]
     missing = pickaxe + swords
     furnace = ~s.done[Goal.PLACE_FURNACE]
-    fresh = pickaxe & (swords == 2)
     stone = missing + furnace
+    leaving = (missing == 3) & (_has(s, "stone") < 1)
+    make = Goal.MAKE_STONE_PICKAXE, Goal.MAKE_STONE_SWORD
     return [
-        (fresh & (_has(s, "wood") < 7) & (_has(s, "stone") < 1), Goal.COLLECT_WOOD, 7),
+        (leaving & (_has(s, "wood") < WOOD_TO_GO), Goal.COLLECT_WOOD, WOOD_TO_GO),
         ((missing > 0) & (_has(s, "stone") < stone), Goal.MINE_STONE, stone),
-        *_craft(s, tools, missing + 2 * ~s.table_near, s.table_near, Goal.PLACE_TABLE),
+        *_craft_at_table(s, pickaxe, swords > 0, missing, make),
         (furnace & (_has(s, "stone") < 1), Goal.MINE_STONE, 1),
         (furnace & ~s.table_near & (_has(s, "wood") < 2), Goal.COLLECT_WOOD, 2),
         (furnace & ~s.table_near, Goal.PLACE_TABLE, 0),
@@ -249,17 +263,16 @@ def _stone(s: Situation) -> list:
     ]
 
 
-def _iron(s: Situation) -> list:
+def _iron(s: Situation) -> list[Rule]:
     """Coal and iron, then the iron tools beside a table and a furnace."""
     pickaxe, sword = _has(s, "iron_pickaxe") < 1, _has(s, "iron_sword") < 1
     missing = pickaxe.astype(int) + sword
-    # One set makes the pickaxe at once when no second one is in sight.
-    enough = lambda item, known: jnp.where(pickaxe & ~known, 1, missing)
-    coal, iron = enough("coal", s.coal_known), enough("iron", s.iron_known)
+    # One set makes the pickaxe at once when no second one is known.
+    coal = jnp.where(pickaxe & ~s.coal_known, 1, missing)
+    iron = jnp.where(pickaxe & ~s.iron_known, 1, missing)
+    tools = jnp.minimum(coal, iron)
     table = ~s.table_near & ~s.forge_near
-    wood = jnp.minimum(coal, iron) + 2 * table
-    stone = jnp.minimum(coal, iron) + ~s.forge_near
-    tools = [(pickaxe, Goal.MAKE_IRON_PICKAXE), (sword, Goal.MAKE_IRON_SWORD)]
+    wood, stone = tools + 2 * table, tools + ~s.forge_near
     any_missing = missing > 0
     return [
         (any_missing & (_has(s, "coal") < coal), Goal.MINE_COAL, coal),
@@ -268,17 +281,19 @@ def _iron(s: Situation) -> list:
         (any_missing & (_has(s, "stone") < stone), Goal.MINE_STONE, stone),
         (any_missing & table, Goal.PLACE_TABLE, 0),
         (any_missing & ~s.forge_near, Goal.PLACE_FURNACE, 0),
-        *[(condition, goal, 0) for condition, goal in tools],
+        (pickaxe, Goal.MAKE_IRON_PICKAXE, 0),
+        (sword, Goal.MAKE_IRON_SWORD, 0),
     ]
 
 
-def _late(s: Situation) -> list:
+def _late(s: Situation) -> list[Rule]:
     """What is left when all tools are made; the last rule always holds."""
     return [
         (~s.done[Goal.MINE_DIAMOND], Goal.MINE_DIAMOND, 1),
         (~s.done[Goal.HUNT_SKELETON], Goal.HUNT_SKELETON, 0),
         (~s.done[Goal.HUNT_ZOMBIE], Goal.HUNT_ZOMBIE, 0),
-        (s.enclosed, Goal.WAIT, 0),
+        (s.enclosed & ~s.done[Goal.EAT_PLANT], Goal.WAIT, 0),
+        (s.enclosed, Goal.STAY, 0),
         (_has(s, "stone") < 1, Goal.MINE_STONE, 1),
         (True, Goal.SHELTER, 0),
     ]
@@ -286,27 +301,26 @@ def _late(s: Situation) -> list:
 
 def suppose(s: Situation, goal: Int[Array, ""], amount: Int[Array, ""]) -> Situation:
     """The situation once ``goal`` is reached."""
-    gathered = jnp.asarray(_GATHER_TABLE)[goal] * amount
-    inventory = jnp.maximum(s.inventory, gathered) + jnp.asarray(_CHANGE_TABLE)[goal]
-    unlocked = jnp.asarray(_UNLOCK_TABLE)[goal]
-    table = jnp.asarray(_UNLOCK_TABLE)
-    rested = goal == Goal.REST
-    builds = goal == Goal.PLACE_FURNACE
+    gathered = look_up(_GATHERED, goal) * amount
+    inventory = jnp.maximum(s.inventory, gathered) + look_up(_CHANGE, goal)
+    same_unlock = (look_up(_UNLOCK, goal) == _UNLOCK) & (_UNLOCK >= 0)
+    rests, sleeps = goal == Goal.REST, goal == Goal.SLEEP
     return dataclasses.replace(
         s,
         inventory=jnp.maximum(inventory, 0),
-        done=s.done | ((table == unlocked) & (unlocked >= 0)),
+        done=s.done | same_unlock,
         thirsty=s.thirsty & (goal != Goal.DRINK),
         hungry=s.hungry & (goal != Goal.EAT_COW) & (goal != Goal.EAT_PLANT),
-        tired=s.tired & (goal != Goal.SLEEP) & ~rested,
-        exhausted=s.exhausted & (goal != Goal.SLEEP) & ~rested,
-        hurt=s.hurt & (goal != Goal.SLEEP) & ~rested,
-        dark=s.dark & ~rested,
+        tired=s.tired & ~sleeps & ~rests,
+        exhausted=s.exhausted & ~sleeps & ~rests,
+        hurt=s.hurt & ~sleeps & ~rests,
+        dark=s.dark & ~rests,
         enclosed=s.enclosed | (goal == Goal.SHELTER),
         zombie_beside=s.zombie_beside & (goal != Goal.FIGHT_ZOMBIE),
         skeleton_beside=s.skeleton_beside & (goal != Goal.FIGHT_SKELETON),
         skeleton_near=s.skeleton_near & (goal != Goal.FIGHT_SKELETON),
         plant_growing=s.plant_growing | (goal == Goal.PLANT_SAPLING),
+        plant_ripe=s.plant_ripe | (goal == Goal.WAIT),
         table_near=s.table_near | (goal == Goal.PLACE_TABLE),
-        forge_near=s.forge_near | builds,
+        forge_near=s.forge_near | (goal == Goal.PLACE_FURNACE),
     )

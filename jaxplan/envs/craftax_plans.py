@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxplan.envs.base import Phrases
+from jaxplan.envs.craftax_expert_map import look_up
 from jaxplan.envs.craftax_goals import GATHERED, Goal
 from jaxplan.envs.craftax_view import TILE
 
@@ -22,7 +23,8 @@ _HEADS = {
     Goal.SHELTER: "dig shelter",
     Goal.SLEEP: "sleep",
     Goal.REST: "rest",
-    Goal.WAIT: "wait",
+    Goal.WAIT: "wait for plant",
+    Goal.STAY: "stay in shelter",
     Goal.HUNT_SKELETON: "hunt skeleton",
     Goal.PLACE_STONE: "place stone",
     Goal.PLANT_SAPLING: "plant sapling",
@@ -67,7 +69,7 @@ _SOUGHT = {
     Goal.MINE_DIAMOND: "diamond",
     Goal.HUNT_ZOMBIE: "zombie",
 }
-# Goals that are reached beside a table or on the spot: no distance is said there.
+# Goals reached beside a table, and those for which no place is said.
 _NEAR_TABLE = {
     Goal.MAKE_WOOD_PICKAXE,
     Goal.MAKE_WOOD_SWORD,
@@ -77,9 +79,16 @@ _NEAR_TABLE = {
     Goal.MAKE_IRON_PICKAXE,
     Goal.MAKE_IRON_SWORD,
 }
-_ON_THE_SPOT = {Goal.SLEEP, Goal.REST, Goal.WAIT, Goal.PLACE_TABLE, Goal.PLACE_STONE}
+_ON_THE_SPOT = {
+    Goal.SLEEP,
+    Goal.REST,
+    Goal.WAIT,
+    Goal.STAY,
+    Goal.PLACE_TABLE,
+    Goal.PLACE_STONE,
+}
 
-_GRAMMAR = "explore for at table until light , then north south west east here"
+_GRAMMAR = "explore for at table until light , then north south west east"
 
 
 def _phrase_list() -> tuple[str, ...]:
@@ -121,9 +130,9 @@ def _head(
     """What to do, or where to look for what."""
     do = jnp.concatenate(
         [
-            jnp.asarray(_HEAD_TABLE)[goal],
+            look_up(_HEAD_TABLE, goal),
             jnp.where(
-                jnp.asarray(_NEAR_TABLE_TABLE)[goal],
+                look_up(_NEAR_TABLE_TABLE, goal),
                 jnp.array([_ID["at"], _ID["table"]]),
                 _ABSENT,
             ),
@@ -137,7 +146,7 @@ def _head(
             jnp.where(slanted[0], north_south, _ABSENT),
             jnp.where(slanted[1], east_west, _ABSENT),
             jnp.array(_ID["for"]),
-            jnp.asarray(_SOUGHT_TABLE)[goal],
+            look_up(_SOUGHT_TABLE, goal),
         ]
     )
     return jnp.where(exploring, look, do)
@@ -161,7 +170,7 @@ def _where(south: Array, east: Array, said: Array) -> Int[Array, " 4"]:
 
 def _until(goal: Int[Array, ""], amount: Int[Array, ""]) -> Int[Array, " 3"]:
     """The stop condition that the observation will show."""
-    counted = jnp.asarray(_COUNTED_TABLE)[goal]
+    counted = look_up(_COUNTED_TABLE, goal)
     waiting = (goal == Goal.REST) & (amount == 0)
     until = jnp.array(_ID["until"])
     count = jnp.stack([until, _number(amount), counted])
@@ -187,10 +196,10 @@ def say_plan(
         target_tile: what is known to be there; unknown means exploring.
     """
     south, east = offset
-    on_spot = jnp.asarray(_SPOT_TABLE)[goal]
-    sought = jnp.asarray(_SOUGHT_TABLE)[goal] >= 0
+    on_spot = look_up(_SPOT_TABLE, goal)
+    sought = look_up(_SOUGHT_TABLE, goal) >= 0
     exploring = (target_tile == TILE["invalid"]) & sought
-    then = jnp.where(next_goal == goal, _ABSENT, jnp.asarray(_HEAD_TABLE)[next_goal])
+    then = jnp.where(next_goal == goal, _ABSENT, look_up(_HEAD_TABLE, next_goal))
     link = jnp.where(next_goal == goal, _ABSENT, jnp.array([_ID[","], _ID["then"]]))
     words = jnp.concatenate(
         [

@@ -94,7 +94,8 @@ def play_panel(
         panel: worlds and modes.
         language: the tokenizer's tables.
         schedule: of the panel, ``Panel.schedule``.
-        progress: is told episodes finished and env steps played.
+        progress: is told episodes finished and env steps played; what it raises
+            ends the panel.
 
     Returns:
         The episodes, and the segments of the first lane (host), for a replay.
@@ -135,7 +136,7 @@ def first_lane(segment: Segment) -> Segment:
     stream, turns = jax.device_get(
         jax.tree.map(lambda array: array[:1], (tokens, turns))
     )
-    return segment.replace(stream=stream, turns=turns)
+    return dataclasses.replace(segment, stream=stream, turns=turns)
 
 
 def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, np.ndarray]:

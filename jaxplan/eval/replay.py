@@ -20,6 +20,7 @@ from jaxplan.envs.craftax_view import (
     ITEM_NAMES,
     TILE_NAMES,
     VITAL_NAMES,
+    view,
 )
 from jaxplan.models.visibility import NO_PLAN
 from jaxplan.rollout.lanes import world_key
@@ -78,7 +79,7 @@ def _play_again(world: State, seed: Array, actions: Int[Array, " steps"], env: T
         step, action = at
         result = env.step(world_key(key, step), world, action)
         facts = {
-            "view": env.view(world),
+            "view": view(world),
             "reward": result.reward,
             "events": result.events,
             "passive": env.passive(world),
@@ -165,15 +166,15 @@ def _unfold(
 
 
 def _frame(step: int, facts: dict[str, Any], env: TextEnv) -> dict[str, Any]:
-    view = jax.tree.map(lambda array: np.asarray(array)[step], facts["view"])
-    inventory = dict(zip(ITEM_NAMES, view.inventory.tolist(), strict=True))
+    seen = jax.tree.map(lambda array: np.asarray(array)[step], facts["view"])
+    inventory = dict(zip(ITEM_NAMES, seen.inventory.tolist(), strict=True))
     return {
         "step": step,
-        "view": view.tiles.tolist(),
-        "facing": FACING_NAMES[int(view.facing)][:1],
-        "sleeping": bool(view.sleeping),
-        "vitals": dict(zip(VITAL_NAMES, view.vitals.tolist(), strict=True)),
+        "view": seen.tiles.tolist(),
+        "facing": FACING_NAMES[int(seen.facing)][:1],
+        "sleeping": bool(seen.sleeping),
+        "vitals": dict(zip(VITAL_NAMES, seen.vitals.tolist(), strict=True)),
         "inventory": {name: count for name, count in inventory.items() if count},
-        "light": round(float(view.light), 3),
+        "light": round(float(seen.light), 3),
         "reward": round(float(facts["reward"][step]), 4),
     }

@@ -21,6 +21,7 @@ from jaxplan.eval.replay import make_replay, spoken_turns
 from jaxplan.eval.report import print_table, write_report
 from jaxplan.io.progress import Progress
 from jaxplan.io.rundir import RunDirectory, commit, hardware, versions
+from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import LlamaParams
 from jaxplan.rollout.scripted import RandomPlayer
 from jaxplan.rollout.setup import longest_turn, make_language
@@ -34,6 +35,7 @@ def evaluate_arms(
     run: RunDirectory,
     tokenizer: Tokenizer,
     policies: dict[str, Callable[[], LlamaParams]],
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """Play the panel with the random player and with every policy.
 
@@ -44,9 +46,13 @@ def evaluate_arms(
         run: its directory.
         tokenizer: of the policies.
         policies: by arm, loaded when their turn comes.
+        stop: asked between two segments.
 
     Returns:
         ``results``, a row for each arm and mode.
+
+    Raises:
+        Stopped: someone asked; finished arms are kept.
     """
     env = make_env(dataclasses.replace(config.env, max_steps=config.evaluate.max_steps))
     panel = Panel(
@@ -60,7 +66,7 @@ def evaluate_arms(
     arms: dict[str, Callable[[], dict[str, Any]]] = {"random": lambda: _random(panel)}
     for arm, load in policies.items():
         arms[arm] = lambda arm=arm, load=load: _play(
-            arm, load(), panel, config, tokenizer
+            arm, load(), panel, config, tokenizer, stop
         )
     results = []
     for arm, play in arms.items():
@@ -80,18 +86,29 @@ def _random(panel: Panel) -> dict[str, Any]:
 
 
 def _play(
-    arm: str, params: LlamaParams, panel: Panel, config: RunConfig, tokenizer: Tokenizer
+    arm: str,
+    params: LlamaParams,
+    panel: Panel,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     language = make_language(tokenizer, panel.env, config.plan)
     schedule = panel.schedule()
     total = int(schedule.entries.sum())
     with Progress(f"evaluate {arm}", total) as progress:
+
+        def report(done: int, env_steps: int) -> None:
+            progress.update(done, env_steps=env_steps)
+            if stop.requested:
+                raise Stopped
+
         episodes, segments = play_panel(
             params,
             panel,
             language,
             schedule,
-            lambda done, steps: progress.update(done, env_steps=steps),
+            report,
         )
     confidence = panel.config.confidence
     rows = [

@@ -182,6 +182,8 @@ class RunDirectory:
     def _reopen(self, stage: str) -> None:
         for later in _ORDER[_ORDER.index(stage) :]:
             self._marker(later).unlink(missing_ok=True)
+            for part in self._marker(later).parent.glob(f"{later}-*.json"):
+                part.unlink()
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxplan.config.schema import ModelConfig
-from jaxplan.models.attention import Rotation, attend, rotate, rotation_at
+from jaxplan.models.attention import Rotation, attend_causally, rotate, rotation_at
 from jaxplan.models.params import LayerParams, LlamaParams, cast_params
 from jaxplan.models.visibility import TokenMeta, visible
 
@@ -62,7 +62,7 @@ def forward(
     Args:
         params: with stacked layers.
         tokens: ids; what stands at padding does not matter.
-        meta: one entry per token.
+        meta: one entry per token; positions increase along a row.
         config: of the model.
         history: turns whose observations and actions are visible.
     """
@@ -71,7 +71,7 @@ def forward(
     mask = visible(meta, meta, history)
 
     def attention(query, key, value):
-        return attend(query, (key.swapaxes(1, 2),), (value.swapaxes(1, 2),), mask)
+        return attend_causally(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
 
     def scan_layer(x, layer):
         return layer_step(x, layer, rotation, attention, config), None

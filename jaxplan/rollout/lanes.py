@@ -4,13 +4,16 @@ Everything here is written for one lane and lifted by ``vmap``; lanes never look
 other, so what a lane does depends on its schedule and its keys alone.
 """
 
+import dataclasses
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxplan.core.roles import Span
-from jaxplan.envs.base import State, TextEnv
+from jaxplan.envs.base import EnvStep, State, TextEnv
 from jaxplan.models.visibility import NO_PLAN
 from jaxplan.plan import grammar as plan_grammar
 from jaxplan.plan.grammar import Grammar
@@ -25,7 +28,7 @@ class EpisodeStats:
         task_return: undiscounted sum of the task reward, without plan costs.
         events: achievements unlocked.
         env_steps: steps of the world, sleeping ones included.
-        turns: complete turns, each one choice of the agent.
+        turns: turns that are over, each one choice of the agent.
         plans: turns in which a plan was written.
         plan_tokens: plan-text tokens written.
     """
@@ -52,7 +55,7 @@ class Lane:
         asleep: the world goes on without asking for an action.
         mode: plan mode of the episode.
         turn: turns begun in the lane's life.
-        episode_turn: turns begun in this episode before this one.
+        episode_turn: choices made in this episode before this turn.
         state: grammar state of the turn.
         remaining: plan-text tokens the grammar still allows in this turn.
         generated: tokens generated in this turn.
@@ -127,7 +130,7 @@ def _empty_stats(num_events: int) -> EpisodeStats:
     )
 
 
-def _pick(choice: Bool[Array, ""], new: chex.ArrayTree, old: chex.ArrayTree):
+def _pick(choice: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(choice, a, b), new, old)
 
 
@@ -213,8 +216,9 @@ def act(
         planned=planned,
         action=action,
     )
-    stats = _count(lane, acting, complete, step.reward, step.events)
-    moved = lane.replace(
+    stats = _count(lane.stats, step, end, acting, asleep)
+    moved = dataclasses.replace(
+        lane,
         world=_pick(acting, step.state, lane.world),
         asleep=jnp.where(acting, asleep, lane.asleep),
         ended=lane.ended | (acting & step.truncated),
@@ -233,22 +237,21 @@ def act(
 
 
 def _count(
-    lane: Lane,
+    old: EpisodeStats,
+    step: EnvStep,
+    end: TurnEnd,
     acting: Bool[Array, ""],
-    complete: Bool[Array, ""],
-    reward: Float[Array, ""],
-    events: Bool[Array, " E"],
+    asleep: Bool[Array, ""],
 ) -> EpisodeStats:
-    old = lane.stats
-    step, turn = acting.astype(jnp.int32), complete.astype(jnp.int32)
-    planned = complete & (lane.plan > lane.active_plan)
+    """Add an env step; who sleeps on beyond a segment's end chooses only once."""
+    planned = end.complete & end.planned
     return EpisodeStats(
-        task_return=old.task_return + jnp.where(acting, reward, 0.0),
-        events=old.events | (acting & events),
-        env_steps=old.env_steps + step,
-        turns=old.turns + turn,
+        task_return=old.task_return + jnp.where(acting, step.reward, 0.0),
+        events=old.events | (acting & step.events),
+        env_steps=old.env_steps + acting.astype(jnp.int32),
+        turns=old.turns + (acting & ~asleep).astype(jnp.int32),
         plans=old.plans + planned.astype(jnp.int32),
-        plan_tokens=old.plan_tokens + turn * lane.turn_plan_tokens,
+        plan_tokens=old.plan_tokens + jnp.where(end.complete, end.plan_tokens, 0),
     )
 
 
@@ -269,7 +272,8 @@ def begin_episode(
     world, seed, mode, entries = schedule_row
     column = lane.entry % world.shape[0]
     live = (entries < 0) | (lane.entry < entries)
-    fresh = lane.replace(
+    fresh = dataclasses.replace(
+        lane,
         world=jax.tree.map(lambda leaf: leaf[world[column]], worlds),
         key=episode_key(seed[column]),
         entry=lane.entry + 1,
@@ -287,8 +291,10 @@ def begin_episode(
 def begin_turn(lane: Lane, budget: int, begin: Bool[Array, ""]) -> Lane:
     """Start the lane's next turn, where ``begin``."""
     zero = jnp.zeros((), jnp.int32)
-    episode_turn = lane.episode_turn + 1
-    fresh = lane.replace(
+    # Who sleeps on beyond a segment's end is still in the same turn of the episode.
+    episode_turn = lane.episode_turn + (~lane.asleep).astype(jnp.int32)
+    fresh = dataclasses.replace(
+        lane,
         turn=lane.turn + 1,
         episode_turn=episode_turn,
         state=plan_grammar.start(lane.mode, episode_turn),
@@ -303,7 +309,8 @@ def begin_turn(lane: Lane, budget: int, begin: Bool[Array, ""]) -> Lane:
 
 def restart_turn(lane: Lane, budget: int) -> Lane:
     """Forget what the lane has written in a turn the segment's end has cut off."""
-    return lane.replace(
+    return dataclasses.replace(
+        lane,
         state=plan_grammar.start(lane.mode, lane.episode_turn),
         remaining=jnp.full((), budget, jnp.int32),
         generated=jnp.zeros((), jnp.int32),
@@ -337,7 +344,8 @@ def write(
     }
     next_state, remaining = plan_grammar.advance(grammar, state, token, lane.remaining)
     is_text = (span == Span.PLAN).astype(jnp.int32)
-    written = lane.replace(
+    written = dataclasses.replace(
+        lane,
         state=next_state,
         remaining=remaining,
         generated=lane.generated + 1,

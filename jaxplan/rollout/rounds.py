@@ -4,7 +4,8 @@ A segment is a prefix (the prompt and what the current turn can still see, encod
 the current weights) and then rounds, a ``lax.scan`` of static length. In a round
 
 1. lanes that have said their action step their world and append its description,
-2. every lane's unread tokens are encoded in one chunk, and its next token is sampled,
+2. every lane's unread tokens are encoded in a chunk of ``prefill_tokens``, and its next
+   token is sampled, unless there is more to read than a chunk holds,
 3. ``decode_steps`` more tokens are sampled, one by one.
 
 A lane in the middle of a plan has nothing to do in step 1 and uses step 2 for one more
@@ -161,7 +162,7 @@ class _Rollout:
             lambda many, one: jnp.concatenate([many, one[None]]), episodes, last
         )
         cfg = self.config
-        slots = cfg.num_lanes * cfg.rounds * (self._chunk + cfg.decode_steps)
+        slots = cfg.num_lanes * cfg.rounds * (cfg.prefill_tokens + cfg.decode_steps)
         segment = Segment(
             stream=state.stream,
             turns=state.turns,
@@ -173,10 +174,6 @@ class _Rollout:
         )
         return self._next_carry(state), segment
 
-    @property
-    def _chunk(self) -> int:
-        return self.config.observation_tokens + 1  # with the action before it
-
     def _encode_prefix(self, carry: Carry) -> _Round:
         """Read the prefix, all but its last token, which the first round reads."""
         cfg, stream = self.config, carry.stream
@@ -186,7 +183,7 @@ class _Rollout:
         prefix = stream.replace(cursor=stream.cursor - 1)
 
         def read(cache: Cache) -> Cache:
-            tokens, meta, lengths = unencoded(prefix, cache.cursor, self._chunk)
+            tokens, meta, lengths = unencoded(prefix, cache.cursor, cfg.prefill_tokens)
             return extend(
                 self.params, cache, tokens, meta, lengths, self.model, cfg.history
             )[1]
@@ -212,7 +209,7 @@ class _Rollout:
 
     def _round(self, state: _Round, _: None) -> tuple[_Round, EpisodeEnd]:
         state, finished = self._observe(state, closing=False)
-        state = self._say(state, self._chunk)
+        state = self._say(state, self.config.prefill_tokens)
         state, _ = jax.lax.scan(
             lambda state, _: (self._say(state, 1), None),
             state,
@@ -289,7 +286,8 @@ class _Rollout:
         token, decide, which = jax.vmap(sample_token, in_axes=(0, None, 0, 0))(
             keys, grammar, logits, lanes.state
         )
-        writing = self._may_write(state) & (lengths > 0)
+        read_all = state.cache.cursor + lengths == state.stream.cursor
+        writing = self._may_write(state) & (lengths > 0) & read_all
         written, facts = jax.vmap(lane_ops.write, in_axes=(0, None, 0, 0))(
             lanes, grammar, token, writing
         )
@@ -322,7 +320,9 @@ class _Rollout:
         lanes = state.lanes
         turn_tokens = self.turn_tokens + self.config.observation_tokens
         room = (lanes.generated > 0) | (self._room(state) >= turn_tokens)
-        finished = plan_grammar.is_finished(self.language.grammar, lanes.state)
+        finished = jax.vmap(plan_grammar.is_finished, in_axes=(None, 0))(
+            self.language.grammar, lanes.state
+        )
         return lanes.live & ~lanes.ended & ~lanes.asleep & ~finished & room
 
     def _next_carry(self, state: _Round) -> Carry:

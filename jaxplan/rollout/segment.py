@@ -1,5 +1,7 @@
 """What one rollout hands to the update: streams, turns, and the episodes that ended."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -76,7 +78,7 @@ def end_turn(turns: Turns, end: TurnEnd) -> Turns:
     written = jax.tree.map(
         lambda old, new: old.at[rows, column].set(new, mode="drop"), turns.end, end
     )
-    return turns.replace(end=written)
+    return dataclasses.replace(turns, end=written)
 
 
 def start_turn(
@@ -89,10 +91,9 @@ def start_turn(
     rows = jnp.arange(turns.slot.shape[0])
     slot = turns.slot + begin.astype(jnp.int32)
     column = jnp.where(begin, slot, turns.start.shape[1])
-    return turns.replace(
+    return dataclasses.replace(
+        turns,
         start=turns.start.at[rows, column].set(start, mode="drop"),
         number=turns.number.at[rows, column].set(number, mode="drop"),
         slot=slot,
     )
-
-

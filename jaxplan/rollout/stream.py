@@ -4,6 +4,8 @@ The rollout writes it, the update reads it: ids, grammar states, log-probabiliti
 visibility are stored once and never computed again from text.
 """
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -75,7 +77,8 @@ def prompt_stream(
 ) -> Stream:
     """A stream that holds nothing but the prompt."""
     length = prompt.shape[0]
-    head = empty_tokens(num_lanes, length).replace(
+    head = dataclasses.replace(
+        empty_tokens(num_lanes, length),
         token=jnp.broadcast_to(prompt, (num_lanes, length)),
         role=jnp.full((num_lanes, length), Role.PROMPT, jnp.int32),
         episode=jnp.full((num_lanes, length), PROMPT_EPISODE, jnp.int32),
@@ -175,5 +178,7 @@ def carry_over(
         moved.role,
         jnp.int32(Role.CARRIED),
     )
-    carried = moved.replace(role=role, sampled=jnp.zeros_like(moved.sampled))
+    carried = dataclasses.replace(
+        moved, role=role, sampled=jnp.zeros_like(moved.sampled)
+    )
     return Stream(tokens=carried, cursor=jnp.sum(keep, axis=1, dtype=jnp.int32))

@@ -46,7 +46,9 @@ def turn_gae(
         complete: slots that hold a whole turn.
         gae_lambda: per turn.
     """
-    next_values = jnp.concatenate([values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1)
+    next_values = jnp.concatenate(
+        [values[:, 1:], jnp.zeros_like(values[:, :1])], axis=1
+    )
     deltas = jnp.where(complete, rewards + discounts * next_values - values, 0.0)
 
     kept = jnp.where(complete, discounts, 0.0)

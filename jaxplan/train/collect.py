@@ -144,7 +144,9 @@ def _columns(host: tuple[Any, Any, Any], teacher: Teacher) -> dict[str, Any]:
         "action_id": actions.astype(np.int16),
         "learn": ~played.noisy[step],
         "reward": np.add.reduceat(played.reward, step).astype(np.float32),
-        "achievements": np.append(unlocked[step[1:] - 1], unlocked[-1]).astype(np.int32),
+        "achievements": np.append(unlocked[step[1:] - 1], unlocked[-1]).astype(
+            np.int32
+        ),
         "observation_tokens": _rows(observed, step),
         "plan_tokens": _rows(planned, step),
         "action_tokens": [ids[action] for action in actions],
@@ -152,7 +154,8 @@ def _columns(host: tuple[Any, Any, Any], teacher: Teacher) -> dict[str, Any]:
 
 
 def _texts(names: tuple[str, ...], phrases: Phrases, step: np.ndarray) -> list[str]:
-    return [phrases_text(names, phrases.ids[i], phrases.mask[i]) for i in step]
+    ids, mask = np.asarray(phrases.ids), np.asarray(phrases.mask)
+    return [phrases_text(names, ids[i], mask[i]) for i in step]
 
 
 def _rows(packed: tuple[np.ndarray, np.ndarray], step: np.ndarray) -> list[np.ndarray]:

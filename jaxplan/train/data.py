@@ -1,6 +1,7 @@
 """From a dataset on disk to packed segments in memory, trained on and held out."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ def _episodes(
 def _slices(table: pa.Table, name: str) -> Iterator[Sequence[int]]:
     tokens, offsets = ragged(table, name)
     flat, edges = tokens.tolist(), offsets.tolist()
-    return (flat[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True))
+    return (flat[a:b] for a, b in itertools.pairwise(edges))
 
 
 def _pack(

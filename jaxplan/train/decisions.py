@@ -54,11 +54,11 @@ class Scores:
         legal_mass: log of what the unmasked model would have put on legal tokens.
     """
 
-    decide: Float[Array, "B M"]
-    which: Float[Array, "B M"]
-    decide_entropy: Float[Array, "B M"]
-    which_entropy: Float[Array, "B M"]
-    legal_mass: Float[Array, "B M"]
+    decide: Float[Array, "*axes"]
+    which: Float[Array, "*axes"]
+    decide_entropy: Float[Array, "*axes"]
+    which_entropy: Float[Array, "*axes"]
+    legal_mass: Float[Array, "*axes"]
 
 
 @chex.dataclass(frozen=True)

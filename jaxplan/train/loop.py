@@ -29,9 +29,9 @@ from jaxplan.rollout.segment import Segment
 from jaxplan.train.data import SegmentData
 from jaxplan.train.optim import (
     Learner,
+    bad_leaves,
     init_learner,
     make_optimizer,
-    nonfinite_leaves,
 )
 from jaxplan.train.ppo import update
 from jaxplan.train.sft import batch_indices, sft_update, sft_validate
@@ -76,15 +76,14 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-def _raise_if_lost(learner_params: Any, metrics: dict[str, float], name: str) -> None:
+def _raise_if_lost(learner: Learner, metrics: dict[str, float], name: str) -> None:
     """Stop when updates keep failing, and say where the numbers went wrong."""
     if metrics[f"{name}/skipped_updates"] < _MAX_SKIPPED:
         return
-    leaves = nonfinite_leaves(learner_params)
-    where = f"parameters not finite: {leaves}" if leaves else "parameters are finite"
     raise FloatingPointError(
-        f"{name}: {_MAX_SKIPPED} updates in a row had a gradient that is not finite "
-        f"({where}); the last checkpoint is good: lower the learning rate and resume"
+        f"{name}: {_MAX_SKIPPED} updates in a row had a gradient that is not finite, "
+        f"at last in {bad_leaves(learner)}; the last checkpoint is good: lower the "
+        "learning rate and resume"
     )
 
 
@@ -114,9 +113,7 @@ def train_sft(
         )
     total = sft.epochs * per_epoch
     optimizer = make_optimizer(sft.optimizer, total)
-    params = init_params(
-        jax.random.key(config.seed), config.model, setting.vocab_size
-    )
+    params = init_params(jax.random.key(config.seed), config.model, setting.vocab_size)
     learner, first = _resume(setting, "sft", init_learner(params, optimizer))
     writer = MetricsWriter(setting.run_dir, "sft")
     writer.resume_from(first)
@@ -138,7 +135,7 @@ def train_sft(
                 **sizes,
             )
             row = {name: float(value) for name, value in metrics.items()}
-            _raise_if_lost(learner.params, row, "sft")
+            _raise_if_lost(learner, row, "sft")
             row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
             done = number + 1
             if done % sft.validate_every == 0 or done == total:
@@ -237,7 +234,7 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     Raises:
         Stopped: someone asked the run to stop; it resumes from the last iteration.
     """
-    config, ppo = setting.config, setting.config.ppo
+    ppo = setting.config.ppo
     updates = ppo.iterations * ppo.num_epochs * ppo.num_minibatches
     optimizer = make_optimizer(
         ppo.optimizer, updates, value_ratio=ppo.value_learning_rate_ratio
@@ -252,7 +249,7 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     with Progress("ppo", ppo.iterations, done=first) as progress:
         for number in range(first, ppo.iterations):
             state, row = _iteration(setting, state, reference, optimizer, number)
-            _raise_if_lost(state["learner"].params, row, "ppo")
+            _raise_if_lost(state["learner"], row, "ppo")
             env_steps += int(row["rollout/env_steps"])
             writer.scalars(number, row)
             progress.update(number + 1, **_shown(row))
@@ -327,9 +324,7 @@ def play(
     """One training segment of every lane, on worlds drawn for iteration ``number``."""
     config = setting.config
     key = jax.random.fold_in(jax.random.key(config.seed), number)
-    schedule = training_schedule(
-        state["pool"], key, DYNAMIC, config.rollout.num_lanes
-    )
+    schedule = training_schedule(state["pool"], key, DYNAMIC, config.rollout.num_lanes)
     return run_segment(
         params,
         state["carry"],
@@ -386,5 +381,3 @@ def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
         / segment.stream.tokens.token.shape[1],
         "rollout/dropped_phrases": segment.dropped_phrases,
     }
-
-

@@ -1,12 +1,13 @@
 """The optimizer: AdamW, warm-up and cosine decay, clipping by the global norm."""
 
+import dataclasses
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from jaxplan.config.schema import OptimizerConfig
 from jaxplan.models.params import AgentParams
@@ -20,11 +21,13 @@ class Learner:
         params: of the agent.
         opt_state: of the optimizer.
         skipped: updates in a row that were not finite and therefore not made.
+        bad_leaves: by tensor, whether its last gradient was not finite.
     """
 
     params: AgentParams
     opt_state: Any
-    skipped: Array
+    skipped: Int[Array, ""]
+    bad_leaves: AgentParams
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_updates: int) -> optax.Schedule:
@@ -50,16 +53,17 @@ def make_optimizer(
         value_ratio: learning rate of the value head, as a multiple of the trunk's.
     """
 
-    def scale_value_head(updates: AgentParams) -> AgentParams:
+    # Optax says ArrayTree for any pytree, which to a type checker excludes ours.
+    def scale_value_head(updates: Any, _: Any) -> Any:
         scaled = jax.tree.map(lambda u: u * value_ratio, updates.value)
-        return updates.replace(value=scaled)
+        return dataclasses.replace(updates, value=scaled)
 
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.scale_by_adam(config.beta1, config.beta2),
         optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_updates)),
-        optax.stateless(lambda updates, params: scale_value_head(updates)),
+        optax.stateless(scale_value_head),
     )
 
 
@@ -71,14 +75,18 @@ def init_learner(
     params: AgentParams, optimizer: optax.GradientTransformation
 ) -> Learner:
     """A learner before its first update."""
+    tree: Any = params
     return Learner(
-        params=params, opt_state=optimizer.init(params), skipped=jnp.int32(0)
+        params=params,
+        opt_state=optimizer.init(tree),
+        skipped=jnp.int32(0),
+        bad_leaves=jax.tree.map(lambda _: jnp.array(False), params),
     )
 
 
 def update_learner(
     learner: Learner,
-    grads: AgentParams,
+    grads: Any,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Learner, Float[Array, ""]]:
     """One update, or none if a gradient is not finite.
@@ -86,20 +94,25 @@ def update_learner(
     Returns:
         The learner and the global norm of the gradients before clipping.
     """
-    norm = optax.global_norm(grads)
-    finite: Bool[Array, ""] = jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
-    params = optax.apply_updates(learner.params, updates)
-    new, old = (params, opt_state), (learner.params, learner.opt_state)
+    before: Any = learner.params
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(grads, learner.opt_state, before)
+    old = before, learner.opt_state
+    new = optax.apply_updates(before, updates), opt_state
     params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    skipped = jnp.where(finite, 0, learner.skipped + 1)
-    return Learner(params=params, opt_state=opt_state, skipped=skipped), norm
+    return Learner(
+        params=params,
+        opt_state=opt_state,
+        skipped=jnp.where(finite, 0, learner.skipped + 1),
+        bad_leaves=jax.tree.map(lambda g: ~jnp.isfinite(jnp.sum(g * g)), grads),
+    ), norm
 
 
-def nonfinite_leaves(tree: Any) -> list[str]:
-    """Key paths of the leaves that hold a NaN or an infinity (host)."""
+def bad_leaves(learner: Learner) -> list[str]:
+    """Names of the tensors whose last gradient was not finite (host)."""
     return [
         jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all())
+        for path, bad in jax.tree_util.tree_leaves_with_path(learner.bad_leaves)
+        if bad
     ]

@@ -5,6 +5,7 @@ everything that was sampled; docs of the formulation: ppo.md, in its default mod
 advantages, token ratios, behaviour log-probabilities as the sampler recorded them).
 """
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -128,7 +129,7 @@ def prepare(
         trunk_weight=0.0,
     )
     values = look(params).values
-    scores = look(params.replace(llama=reference)).scores
+    scores = look(dataclasses.replace(params, llama=reference)).scores
     end, complete = turns.end, turns.end.complete
     rewards = net_rewards(
         end.reward, end.plan_tokens, end.planned, plan_cost, config.call_cost
@@ -137,10 +138,11 @@ def prepare(
     normal = normalise(advantages, complete, config.advantage_clip)
     of_decision, counted = _of_turn(normal, decisions, turns)
     targets = advantages + values
+    decisions = dataclasses.replace(decisions, mask=counted)
     batch = Batch(
         tokens=tokens,
-        decisions=decisions.replace(mask=counted),
-        masks=role_masks(grammar, decisions.replace(mask=counted)),
+        decisions=decisions,
+        masks=role_masks(grammar, decisions),
         reference=scores,
         advantages=jnp.where(counted, of_decision, 0.0),
         starts=turns.start,
@@ -313,7 +315,9 @@ def update(
         return jax.lax.scan(step, learner, minibatches)
 
     learner, steps = jax.lax.scan(epoch, learner, None, length=config.num_epochs)
-    first = {name: steps.pop(name)[0, 0] for name in list(steps) if "ratio_error" in name}
+    first = {
+        name: steps.pop(name)[0, 0] for name in list(steps) if "ratio_error" in name
+    }
     metrics |= {name: jnp.mean(values) for name, values in steps.items()}
     metrics["ppo/ratio_error"] = jnp.max(jnp.stack(list(first.values())))
     metrics["ppo/skipped_updates"] = learner.skipped.astype(jnp.float32)

@@ -168,9 +168,7 @@ def sft_validate(
     return {name.replace("sft/", "sft/held_out_"): m for name, m in metrics.items()}
 
 
-def batch_indices(
-    num_segments: int, batch: int, update: int, seed: int
-) -> np.ndarray:
+def batch_indices(num_segments: int, batch: int, update: int, seed: int) -> np.ndarray:
     """Which segments update number ``update`` learns from (host).
 
     Every epoch is a permutation of its own; what does not fill a batch at its end is

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from jaxplan.config.schema import ModelConfig, RopeScalingConfig
-from jaxplan.models.attention import attend, rope_frequencies, rotate, rotation_at
+from jaxplan.models.attention import (
+    attend,
+    attend_causally,
+    rope_frequencies,
+    rotate,
+    rotation_at,
+)
 
 
 def normal(rng, *shape):
@@ -62,6 +68,17 @@ def test_gradients_of_merged_buffers_are_those_of_one_buffer():
     )
     for a, b in zip(one, many, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 200])
+def test_causal_attention_in_blocks_is_softmax_attention(length):
+    rng = np.random.default_rng(3)
+    query = normal(rng, 1, length, 2, 4)
+    keys, values = (normal(rng, 1, 1, length, 4) for _ in range(2))
+    mask = np.tril(rng.random((1, length, length)) < 0.5) | np.eye(length, dtype=bool)
+    actual = attend_causally(query, keys, values, jnp.asarray(mask))
+    expected = softmax_attention(query, keys, values, mask)
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
 def test_a_token_that_sees_nothing_is_finite():

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def test_gradients_are_exactly_zero_where_nothing_may_flow(llama, seed):
     tokens, meta = random_stream(rng, 1, 40)
     history = 2
     allowed = reachable(meta, history, TINY_MODEL.layers)
-    assert not np.tril(~allowed).sum() == 0
+    assert np.tril(~allowed).any()  # or this stream tests causality only
     real = np.flatnonzero(np.asarray(meta.episode[0]))
     for query in (real[-1], real[len(real) // 2]):
         flow = gradient_reach(llama, tokens, meta, history, int(query))
@@ -66,7 +67,7 @@ def test_episodes_packed_into_one_stream_do_not_notice_each_other(llama):
     cuts = (0, 9, 22, 30)
     packed = plain_meta(1, 30)
     episode = np.zeros((1, 30), np.int32)
-    for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for index, (start, end) in enumerate(itertools.pairwise(cuts)):
         episode[:, start:end] = index + 1
     packed = dataclasses.replace(packed, episode=jnp.asarray(episode))
 
@@ -77,7 +78,7 @@ def test_episodes_packed_into_one_stream_do_not_notice_each_other(llama):
     graded = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, together), gradient = graded(llama, tokens, packed)
     total = jax.tree.map(jnp.zeros_like, gradient)
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         # Rotary positions are relative: an episode alone may start at 0.
         alone = graded(llama, tokens[:, start:end], plain_meta(1, end - start))
         (_, hidden), part = alone

@@ -43,14 +43,11 @@ def test_a_layer_keeps_the_scale_of_what_goes_through_it():
 def test_norm_scales_stay_float32_in_the_compute_copy():
     config = dataclasses.replace(TINY_MODEL, compute_dtype="bfloat16")
     params = init_params(jax.random.key(0), config, TINY_VOCAB).llama
-    for copy in (cast_params(params, config), cast_params(unstack_layers(params), config)):
-        dtypes = {
-            path[-1].name: tensor.dtype
-            for path, tensor in jax.tree.leaves_with_path(copy)
-        }
-        norms = {"attention_norm", "ffn_norm", "final_norm"}
-        for name, dtype in dtypes.items():
-            assert dtype == (jnp.float32 if name in norms else jnp.bfloat16), name
+    norms = {"attention_norm", "ffn_norm", "final_norm"}
+    for form in (params, unstack_layers(params)):
+        for path, tensor in jax.tree.leaves_with_path(cast_params(form, config)):
+            is_norm = path[-1].name in norms
+            assert tensor.dtype == (jnp.float32 if is_norm else jnp.bfloat16), path
 
 
 def test_unstacking_twice_is_unstacking_once():

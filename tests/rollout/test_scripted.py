@@ -1,0 +1,76 @@
+"""Scripted players meet the same worlds as the agent, and nothing after their end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxplan.envs.base import Expert
+from jaxplan.rollout.schedule import make_worlds
+from jaxplan.rollout.scripted import RandomPlayer, play_scripted
+from tests.fakes import Shore
+
+SEEDS = jnp.arange(40, 48, dtype=jnp.int32)
+STEPS = 12
+
+
+def played(noise):
+    env = Shore()
+    return jax.device_get(
+        play_scripted(
+            make_worlds(env, SEEDS),
+            SEEDS,
+            env=env,
+            player=RandomPlayer(num_actions=len(env.action_names)),
+            steps=STEPS,
+            noise=noise,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def trajectories():
+    return played(noise=0.5)
+
+
+def test_the_random_player_is_an_expert_without_a_plan():
+    player = RandomPlayer(num_actions=3)
+    assert isinstance(player, Expert)
+    keys = jax.random.split(jax.random.key(0), 200)
+    _, actions, plans = jax.vmap(lambda key: player.act(key, player.init(), None))(keys)
+    assert set(np.asarray(actions).tolist()) == {0, 1, 2}
+    assert not np.asarray(plans.mask).any()
+
+
+def test_worlds_are_played_as_python_would_play_them(trajectories, setting):
+    env = setting.env
+    ends = set()
+    for lane, seed in enumerate(SEEDS.tolist()):
+        state = env.reset(jax.random.fold_in(jax.random.key(1), seed))
+        episode = jax.random.fold_in(jax.random.key(0), seed)
+        alive = True
+        for number in range(STEPS):
+            now = jax.tree.map(lambda x, at=(number, lane): x[at], trajectories)
+            assert now.alive == alive
+            if not alive:
+                assert now.reward == 0
+                assert not now.terminated
+                assert not now.events.any()
+                continue
+            assert now.passive == env.passive(state)
+            seen = env.describe(state)
+            np.testing.assert_array_equal(now.observation.mask, seen.mask)
+            key = jax.random.fold_in(jax.random.fold_in(episode, 0), number)
+            step = setting.env_step(key, state, jnp.int32(now.action))
+            assert now.reward == pytest.approx(float(step.reward))
+            assert now.terminated == step.terminated
+            np.testing.assert_array_equal(now.events, step.events)
+            state = step.state
+            alive = not (step.terminated or step.truncated)
+        ends.add((bool(trajectories.terminated[:, lane].any()), alive))
+    assert ends == {(True, False), (False, False)}, "deaths and time limits"
+
+
+def test_noise_is_a_share_of_the_steps(trajectories):
+    assert 0.3 < trajectories.noisy.mean() < 0.7
+    assert not played(noise=0.0).noisy.any()

@@ -1,0 +1,66 @@
+"""What the compiled rollout must not do: trace again, call back, copy its caches."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxplan.models.params import init_params
+from jaxplan.rollout.rounds import init_carry, run_segment
+from tests.rollout.conftest import GAMMA, MODEL, PLAN, ROLLOUT
+
+
+def test_one_trace_serves_all_segments(setting, play):
+    traces = run_segment._cache_size()
+    for carry in (play.carries[0], play.carries[1], play.carries[-1]):
+        setting.run(carry, play.schedule)
+    assert run_segment._cache_size() == traces
+
+
+def test_the_host_is_never_called(setting, play):
+    traced = run_segment.trace(
+        setting.params,
+        play.carries[0],
+        setting.language,
+        play.schedule,
+        GAMMA,
+        env=setting.env,
+        config=ROLLOUT,
+        model=MODEL,
+        budget=PLAN.budget,
+        turn_tokens=setting.turn_tokens,
+    )
+    assert not re.findall("callback|infeed|outfeed", str(traced.jaxpr))
+
+
+@pytest.mark.slow
+def test_caches_are_written_in_place(setting, play):
+    # Keys and values outweigh all else: a copy of one layer's would be seen.
+    model = dataclasses.replace(MODEL, head_dim=128)
+    config = dataclasses.replace(ROLLOUT, num_lanes=16, segment_tokens=256)
+    params = init_params(jax.random.key(0), model, setting.tokenizer.vocab_size).llama
+    schedule = dataclasses.replace(
+        play.schedule,
+        **{name: jnp.zeros((16, 6), jnp.int32) for name in ("world", "seed", "mode")},
+        entries=jnp.full(16, -1, jnp.int32),
+    )
+    carry = init_carry(
+        setting.env, setting.language, schedule, jax.random.key(0), config
+    )
+    compiled = run_segment.lower(
+        params,
+        carry,
+        setting.language,
+        schedule,
+        GAMMA,
+        env=setting.env,
+        config=config,
+        model=model,
+        budget=PLAN.budget,
+        turn_tokens=setting.turn_tokens,
+    ).compile()
+    layer_bytes = 2 * 16 * 256 * 128 * 4
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert temporary < (model.layers + 1) * layer_bytes

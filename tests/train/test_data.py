@@ -1,0 +1,102 @@
+"""From a dataset's table to segments: which episodes, which tokens."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jaxplan.config.schema import RolloutConfig
+from jaxplan.io.datasets import SCHEMA
+from jaxplan.train.data import load_segments
+
+
+@pytest.fixture(scope="module")
+def turns(setting):
+    """Twenty episodes of two turns, the first with a plan, each with its own word."""
+    plan = setting.tokenizer.encode(" stone")
+    rows = []
+    for episode in range(20):
+        for turn in range(2):
+            rows.append(
+                {
+                    "episode": episode,
+                    "turn": turn,
+                    "step": turn,
+                    "observation": "",
+                    "plan": " stone" if turn == 0 else "",
+                    "action": "Noop",
+                    "action_id": 0,
+                    "learn": turn == 0,
+                    "reward": 0.0,
+                    "achievements": 0,
+                    "observation_tokens": [500 + episode],
+                    "plan_tokens": plan if turn == 0 else [],
+                    "action_tokens": setting.tokenizer.encode("Noop"),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def load(setting, table, held_out, seed=0):
+    return load_segments(
+        table,
+        setting.tokenizer,
+        setting.language,
+        setting.plan,
+        RolloutConfig(segment_tokens=64, history=2),
+        held_out,
+        seed,
+    )
+
+
+def test_every_episode_is_trained_on_or_held_out(setting, turns):
+    train, held_out = load(setting, turns, 0.25)
+    observed = set(range(500, 520))
+    ours, theirs = (
+        observed & set(data.fields["token"].ravel().tolist())
+        for data in (train, held_out)
+    )
+    assert len(ours) == 15
+    assert len(theirs) == 5
+    assert ours | theirs == observed
+
+
+def test_the_choice_is_a_function_of_the_seed(setting, turns):
+    one, same, other = (load(setting, turns, 0.25, seed)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one.fields["token"], same.fields["token"])
+    assert not np.array_equal(one.fields["token"], other.fields["token"])
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1.0, 19)])
+def test_at_least_one_episode_is_on_either_side(setting, turns, share, count):
+    _, held_out = load(setting, turns, share)
+    assert len(set(range(500, 520)) & set(held_out.fields["token"].ravel())) == count
+
+
+def test_a_turn_is_written_with_its_markers(setting, turns):
+    train, _ = load(setting, turns, 0.25)
+    encode = setting.tokenizer.encode
+    plan = [*encode(setting.plan.open), *encode(" stone"), *encode(setting.plan.close)]
+    tokens = train.fields["token"][0].tolist()
+    start = len(setting.language.prompt)
+    word = tokens[start]
+    noop = encode("Noop")
+    episode = [word, *plan, *noop, word, *noop]
+    assert tokens[start : start + len(episode)] == episode
+
+
+def test_the_most_targets_of_a_segment_are_counted(setting, turns):
+    for data in load(setting, turns, 0.25):
+        most = max(int(learn.sum()) for learn in data.fields["learn"])
+        assert data.max_targets == most
+
+
+def test_a_batch_holds_the_segments_of_its_indices(setting, turns):
+    train, _ = load(setting, turns, 0.25)
+    batch = train.batch(np.array([1, 0, 1]))
+    np.testing.assert_array_equal(batch.token, train.fields["token"][[1, 0, 1]])
+    np.testing.assert_array_equal(batch.plan, train.fields["plan"][[1, 0, 1]])
+
+
+def test_one_episode_is_too_few(setting, turns):
+    with pytest.raises(ValueError, match="collect at least 2"):
+        load(setting, turns.slice(0, 2), 0.25)

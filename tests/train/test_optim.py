@@ -1,0 +1,140 @@
+"""Clipping, schedule and the skipped update, against numpy and by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxplan.config.schema import OptimizerConfig
+from jaxplan.models.params import AgentParams, init_params
+from jaxplan.train.optim import (
+    bad_leaves,
+    init_learner,
+    learning_rate_schedule,
+    make_optimizer,
+    update_learner,
+)
+from tests.fakes import TINY_MODEL
+
+CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_updates=4, final_fraction=0.1)
+FLAT = OptimizerConfig(
+    learning_rate=1e-2, warmup_updates=0, final_fraction=1.0, beta1=0.0, beta2=0.0
+)
+
+
+update = jax.jit(update_learner, static_argnums=2)
+
+
+@pytest.fixture(scope="module")
+def params() -> AgentParams:
+    return init_params(jax.random.key(0), TINY_MODEL, 20)
+
+
+def gradients(params, scale=1.0):
+    leaves, tree = jax.tree.flatten(params)
+    chance = np.random.default_rng(0)
+    drawn = [jnp.asarray(scale * chance.normal(size=x.shape), x.dtype) for x in leaves]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def test_warm_up_is_linear_and_decay_a_cosine():
+    rate = learning_rate_schedule(CONFIG, 24)
+    expected = [1e-2 * (1 + i) / 5 for i in range(4)]
+    expected += [
+        1e-2 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * i / 20))) for i in range(21)
+    ]
+    rates = [float(rate(update)) for update in range(25)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 4])
+def test_a_run_shorter_than_its_warm_up_has_a_schedule(updates):
+    rate = learning_rate_schedule(CONFIG, updates)
+    rates = [float(rate(update)) for update in range(updates)]
+    assert all(0 < r <= 1e-2 for r in rates)
+    assert rates == sorted(rates)
+
+
+def test_the_first_update_has_a_learning_rate_above_zero(params):
+    optimizer = make_optimizer(CONFIG, 24)
+    learner, _ = update(init_learner(params, optimizer), gradients(params), optimizer)
+    moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), learner.params, params)
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_clipping_is_by_the_global_norm(params):
+    """One Adam moment shows it: element-wise clipping would bend the gradient."""
+    config = dataclasses.replace(FLAT, beta1=0.9, beta2=0.999, max_grad_norm=0.5)
+    optimizer = make_optimizer(config, 10)
+    grads = gradients(params, scale=3.0)
+    learner, norm = update(init_learner(params, optimizer), grads, optimizer)
+    squares = [np.sum(np.asarray(g, float) ** 2) for g in jax.tree.leaves(grads)]
+    np.testing.assert_allclose(norm, np.sqrt(sum(squares)), rtol=1e-5)
+    moment = optax.tree.get(learner.opt_state, "mu")
+    factor = 0.5 / np.sqrt(sum(squares)) * (1 - 0.9)
+    for seen, grad in zip(jax.tree.leaves(moment), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(seen, factor * grad, rtol=1e-4, atol=1e-9)
+
+
+def test_small_gradients_are_not_clipped(params):
+    config = dataclasses.replace(FLAT, beta1=0.9, beta2=0.999, max_grad_norm=1e6)
+    optimizer = make_optimizer(config, 10)
+    grads = gradients(params)
+    learner, _ = update(init_learner(params, optimizer), grads, optimizer)
+    moment = optax.tree.get(learner.opt_state, "mu")
+    for seen, grad in zip(jax.tree.leaves(moment), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(seen, 0.1 * grad, rtol=1e-5)
+
+
+def test_the_value_head_learns_at_its_own_rate(params):
+    """Without moments Adam moves every entry by the learning rate alone."""
+    optimizer = make_optimizer(FLAT, 10, value_ratio=7.0)
+    learner, _ = update(init_learner(params, optimizer), gradients(params), optimizer)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b), learner.params, params)
+    for leaf in jax.tree.leaves(moved.llama):
+        np.testing.assert_allclose(np.median(leaf), 1e-2, rtol=1e-3)
+    for leaf in jax.tree.leaves(moved.value):
+        np.testing.assert_allclose(np.median(leaf), 7e-2, rtol=1e-3)
+
+
+def test_only_matrices_decay(params):
+    config = dataclasses.replace(FLAT, weight_decay=0.5)
+    optimizer = make_optimizer(config, 10)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    learner, _ = update(init_learner(params, optimizer), nothing, optimizer)
+    for after, before in zip(
+        jax.tree.leaves(learner.params.value),
+        jax.tree.leaves(params.value),
+        strict=True,
+    ):
+        share = 1 - 1e-2 * 0.5 if before.ndim > 1 else 1
+        np.testing.assert_allclose(after, share * before, rtol=1e-6)
+    np.testing.assert_array_equal(
+        learner.params.llama.final_norm, params.llama.final_norm
+    )
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_named(params, poison):
+    optimizer = make_optimizer(CONFIG, 24)
+    good = gradients(params)
+    learner, _ = update(init_learner(params, optimizer), good, optimizer)
+    bad_value = dataclasses.replace(
+        good.value, hidden=good.value.hidden.at[0, 0].set(poison)
+    )
+    bad = dataclasses.replace(good, value=bad_value)
+    for count in (1, 2):
+        skipped, norm = update(learner, bad, optimizer)
+        assert not jnp.isfinite(norm)
+        assert skipped.skipped == count
+        assert bad_leaves(skipped) == [".value.hidden"]
+        before, after = ((x.params, x.opt_state) for x in (learner, skipped))
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            np.testing.assert_array_equal(a, b)
+        learner = skipped
+    recovered, _ = update(learner, good, optimizer)
+    assert recovered.skipped == 0
+    assert bad_leaves(recovered) == []

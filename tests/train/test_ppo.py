@@ -1,0 +1,228 @@
+"""The update on a real play of a tiny agent in a tiny world."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxplan.config.schema import PpoConfig
+from jaxplan.models.heads import value
+from jaxplan.models.llama import forward
+from jaxplan.rollout.stream import stream_metadata
+from jaxplan.train.optim import Learner, init_learner
+from jaxplan.train.ppo import prepare, split_lanes, update
+
+OPTIMIZER = optax.sgd(0.1)  # its step is the gradient, so gradients can be compared
+CONFIG = PpoConfig(num_minibatches=2, gamma=0.9, gae_lambda=0.8)
+WHOLE = dataclasses.replace(CONFIG, num_minibatches=1)
+
+
+@pytest.fixture(scope="module")
+def learn(setting, segment):
+    """Update a fresh copy of the agent; the copy is donated."""
+
+    def run(
+        policy=1.0,
+        trunk=1.0,
+        plan_cost=0.0,
+        config=CONFIG,
+        segment=segment,
+        params=None,
+    ):
+        params = setting.params if params is None else params
+        learner = init_learner(jax.tree.map(jnp.copy, params), OPTIMIZER)
+        return update(
+            learner,
+            setting.params.llama,
+            segment,
+            setting.language.grammar,
+            jnp.float32(plan_cost),
+            jnp.float32(policy),
+            jnp.float32(trunk),
+            optimizer=OPTIMIZER,
+            config=config,
+            model=setting.model,
+            history=setting.rollout.history,
+            temperature=setting.rollout.temperature,
+            max_decisions=setting.rollout.rounds * (1 + setting.rollout.decode_steps),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def learnt(learn) -> tuple[Learner, dict]:
+    return learn()
+
+
+def same(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return [bool((a == b).all()) for a, b in pairs]
+
+
+def test_a_fresh_segment_has_a_ratio_of_one(learnt):
+    _, metrics = learnt
+    assert metrics["ppo/ratio_error"] <= 1e-5
+    assert metrics["ppo/skipped_updates"] == 0
+
+
+def test_another_policy_has_another_ratio(setting, learn):
+    llama = setting.params.llama
+    other = dataclasses.replace(llama, final_norm=1.1 * llama.final_norm)
+    _, metrics = learn(params=dataclasses.replace(setting.params, llama=other))
+    assert metrics["ppo/ratio_error"] > 1e-2
+    assert metrics["ppo/reference_kl_action"] > 0
+
+
+def test_a_value_only_update_leaves_the_llama_as_it_is(setting, learn):
+    learner, _ = learn(policy=0.0, trunk=0.0)
+    assert all(same(learner.params.llama, setting.params.llama))
+    assert not any(same(learner.params.value, setting.params.value))
+
+
+def test_the_value_loss_may_shape_the_trunk(setting, learn):
+    learner, _ = learn(policy=0.0, trunk=1.0)
+    assert not any(same(learner.params.llama, setting.params.llama))
+
+
+def test_a_policy_update_moves_every_tensor(setting, learnt):
+    learner, _ = learnt
+    assert not any(same(learner.params, setting.params))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(learner.params))
+
+
+def test_iterations_share_one_compilation(learn):
+    learn()
+    compiled = update._cache_size()
+    for plan_cost in (0.0, 0.1, 0.2):
+        learn(plan_cost=plan_cost, policy=plan_cost)
+    assert update._cache_size() == compiled
+
+
+def test_the_order_of_lanes_does_not_change_the_update(learn, segment):
+    order = jnp.array([2, 0, 3, 1])
+    shuffled = dataclasses.replace(
+        segment,
+        stream=jax.tree.map(lambda leaf: leaf[order], segment.stream),
+        turns=jax.tree.map(lambda leaf: leaf[order], segment.turns),
+    )
+    one, _ = learn(config=WHOLE)
+    other, _ = learn(config=WHOLE, segment=shuffled)
+    for a, b in zip(
+        jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def prepared(setting, segment):
+    batch, metrics = jax.jit(
+        prepare,
+        static_argnames=(
+            "config",
+            "model",
+            "history",
+            "temperature",
+            "max_decisions",
+        ),
+    )(
+        setting.params,
+        setting.params.llama,
+        segment,
+        setting.language.grammar,
+        jnp.float32(0.01),
+        config=CONFIG,
+        model=setting.model,
+        history=setting.rollout.history,
+        temperature=setting.rollout.temperature,
+        max_decisions=setting.rollout.rounds * (1 + setting.rollout.decode_steps),
+    )
+    return jax.device_get(batch), metrics
+
+
+@pytest.fixture(scope="module")
+def values(setting, segment):
+    """What the critic says at the token before each turn's first own one."""
+    tokens = segment.stream.tokens
+    hidden = forward(
+        setting.params.llama,
+        tokens.token,
+        stream_metadata(tokens),
+        setting.model,
+        setting.rollout.history,
+    )
+    rows = jnp.arange(tokens.token.shape[0])[:, None]
+    before = hidden[rows, jnp.maximum(segment.turns.start - 1, 0)]
+    return np.asarray(value(setting.params.value, before))
+
+
+@pytest.fixture(scope="module")
+def slow_advantages(segment, values):
+    """Turn advantages by the recursion, NaN where no whole turn is."""
+    end = jax.device_get(segment.turns.end)
+    advantages = np.full(values.shape, np.nan)
+    for lane in range(values.shape[0]):
+        following = 0.0
+        for slot in reversed(range(values.shape[1])):
+            if not end.complete[lane, slot]:
+                following = 0.0
+                continue
+            discount = end.discount[lane, slot]
+            reward = end.reward[lane, slot] - 0.01 * end.plan_tokens[lane, slot]
+            delta = reward + discount * values[lane, slot + 1] - values[lane, slot]
+            following = delta + discount * 0.8 * following
+            advantages[lane, slot] = following
+    return advantages
+
+
+def test_targets_are_advantages_plus_values(segment, prepared, values, slow_advantages):
+    batch, metrics = prepared
+    complete = np.asarray(segment.turns.end.complete)
+    assert complete.sum() > 15
+    assert np.std(values[complete]) > 0.01
+    targets = (slow_advantages + values)[complete]
+    np.testing.assert_allclose(batch.targets[complete], targets, atol=1e-4)
+    np.testing.assert_allclose(metrics["ppo/target_mean"], targets.mean(), atol=1e-4)
+
+
+def test_each_decision_has_the_normalised_advantage_of_its_turn(
+    segment, prepared, slow_advantages
+):
+    batch, _ = prepared
+    complete = np.asarray(segment.turns.end.complete)
+    numbers = np.asarray(segment.turns.number)
+    kept = slow_advantages[complete]
+    normal = (slow_advantages - kept.mean()) / kept.std()
+    decisions = batch.decisions
+    sampled = np.asarray(segment.stream.tokens.sampled).sum()
+    counted = 0
+    for lane, slot in np.argwhere(complete):
+        own = decisions.mask[lane] & (decisions.turn[lane] == numbers[lane, slot])
+        expected = normal[lane, slot]
+        np.testing.assert_allclose(batch.advantages[lane][own], expected, atol=1e-3)
+        counted += own.sum()
+    assert counted == decisions.mask.sum()
+    assert 0 < counted <= sampled
+    assert (batch.advantages[~decisions.mask] == 0).all()
+
+
+def test_minibatches_hold_every_lane_once(prepared):
+    batch, _ = prepared
+    halves = split_lanes(jax.tree.map(jnp.asarray, batch), 2)
+    for whole, cut in zip(jax.tree.leaves(batch), jax.tree.leaves(halves), strict=True):
+        assert cut.shape == (2, whole.shape[0] // 2, *whole.shape[1:])
+        np.testing.assert_array_equal(cut[0], whole[0::2])
+        np.testing.assert_array_equal(cut[1], whole[1::2])
+
+
+def test_plan_tokens_are_paid_for(learn, segment):
+    end = jax.device_get(segment.turns.end)
+    spent = end.plan_tokens[end.complete].mean()
+    assert spent > 0
+    _, free = learn(plan_cost=0.0)
+    _, priced = learn(plan_cost=0.1)
+    difference = free["ppo/net_reward_per_turn"] - priced["ppo/net_reward_per_turn"]
+    np.testing.assert_allclose(difference, 0.1 * spent, rtol=1e-4)
