@@ -180,7 +180,7 @@ class _Rollout:
         cache = init_cache(
             self.model, cfg.num_lanes, cfg.segment_tokens, self.model.compute_dtype
         )
-        prefix = stream.replace(cursor=stream.cursor - 1)
+        prefix = dataclasses.replace(stream, cursor=stream.cursor - 1)
 
         def read(cache: Cache) -> Cache:
             tokens, meta, lengths = unencoded(prefix, cache.cursor, cfg.prefill_tokens)
@@ -192,15 +192,15 @@ class _Rollout:
             lambda cache: jnp.any(cache.cursor < prefix.cursor), read, cache
         )
         turns = empty_turns(cfg.num_lanes, cfg.rounds + 2)
-        first = jnp.zeros(cfg.num_lanes, jnp.int32)
-        turns = turns.replace(
+        turns = dataclasses.replace(
+            turns,
             start=turns.start.at[:, 0].set(stream.cursor),
             number=turns.number.at[:, 0].set(carry.lanes.turn),
         )
         return _Round(
             lanes=carry.lanes,
             stream=stream,
-            turns=turns.replace(slot=first),
+            turns=turns,
             cache=cache,
             dropped=jnp.int32(0),
             encoded=jnp.int32(0),
@@ -239,7 +239,8 @@ class _Rollout:
         stream, dropped = self._describe(state.stream, lanes, observed)
         turns = end_turn(state.turns, turn_end)
         turns = start_turn(turns, observed, stream.cursor, lanes.turn)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             lanes=lanes,
             stream=stream,
             turns=turns,
@@ -306,7 +307,8 @@ class _Rollout:
         )
         said = jax.tree.map(lambda array: array[:, None], said)
         stream = append(state.stream, said, writing.astype(jnp.int32))
-        return state.replace(
+        return dataclasses.replace(
+            state,
             lanes=written,
             stream=stream,
             cache=cache,

@@ -1,4 +1,4 @@
-"""Scripted players in the same worlds: the expert that teaches, and the random floor."""
+"""Scripted players in the same worlds: the teaching expert, and the random floor."""
 
 import dataclasses
 from functools import partial

@@ -56,8 +56,8 @@ def check_sizes(
     needed = prompt + seen + observation + turn_tokens + observation
     if needed > config.segment_tokens:
         raise ValueError(
-            f"rollout.segment_tokens={config.segment_tokens} is too small for one turn: "
-            f"prompt {prompt} + what stays visible {seen} (rollout.history="
+            f"rollout.segment_tokens={config.segment_tokens} is too small for one "
+            f"turn: prompt {prompt} + what stays visible {seen} (rollout.history="
             f"{config.history} turns and a plan) + observation {observation} + turn "
             f"{turn_tokens} + next observation {observation} = {needed} tokens; make "
             "segments longer, or history, plan.budget or observation_tokens smaller"

@@ -89,7 +89,7 @@ def prompt_stream(
 
 
 def append(stream: Stream, new: Tokens, lengths: Int[Array, " B"]) -> Stream:
-    """Write the first ``lengths[b]`` of the new tokens [B, C] at every lane's cursor."""
+    """Write the first ``lengths[b]`` new tokens [B, C] at every lane's cursor."""
     num_lanes, chunk = new.token.shape
     capacity = stream.tokens.token.shape[1]
     offset = jnp.arange(chunk, dtype=jnp.int32)[None, :]

@@ -221,6 +221,19 @@ def _replace_worlds(pool: Any, fresh: Any, place: jax.Array) -> Any:
     )
 
 
+def check_minibatches(config: RunConfig) -> None:
+    """Refuse lanes that cannot be dealt out to PPO's minibatches.
+
+    Raises:
+        ValueError: with the numbers.
+    """
+    lanes, parts = config.rollout.num_lanes, config.ppo.num_minibatches
+    if lanes % parts:
+        raise ValueError(
+            f"rollout.num_lanes={lanes} is not divisible by ppo.num_minibatches={parts}"
+        )
+
+
 def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     """Improve a primed agent by PPO.
 

@@ -67,8 +67,11 @@ def make_optimizer(
     )
 
 
-def _is_matrix(params: AgentParams) -> AgentParams:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _is_matrix(params: Any) -> Any:
+    """Which tensors decay: neither biases nor the norms, stacked though these are."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and not path[-1].name.endswith("norm"), params
+    )
 
 
 def init_learner(

@@ -25,7 +25,7 @@ from jaxplan.train.sft import (
     sft_validate,
 )
 
-SIZE, HISTORY, TARGETS = 32, 2, 24
+SIZE, HISTORY, TARGETS = 64, 2, 24
 WEIGHTS = SftConfig(plan_weight=0.3, action_weight=1.7)
 
 
@@ -115,7 +115,9 @@ def test_validation_says_the_same_without_weights(setting, episodes, sizes):
 
 def test_episodes_score_alike_together_and_alone(setting, episodes, sizes):
     """Without a prompt, whose distance would differ, nothing else may differ."""
-    together = scored(setting.params, segments_of(setting, episodes), **sizes)
+    segments = segments_of(setting, episodes)
+    assert segments.token.shape[0] == 1
+    together = scored(setting.params, segments, **sizes)
     alone = [
         scored(setting.params, segments_of(setting, [turns]), **sizes)
         for turns in episodes

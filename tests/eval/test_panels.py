@@ -1,0 +1,183 @@
+"""A panel of a tiny agent: everyone plays every world once, in every mode."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxplan.config.schema import (
+    EvaluateConfig,
+    ModelConfig,
+    PlanConfig,
+    RolloutConfig,
+)
+from jaxplan.eval.panels import (
+    Episodes,
+    Panel,
+    play_panel,
+    play_scripted_panel,
+    result_of,
+)
+from jaxplan.eval.replay import spoken_turns
+from jaxplan.models.params import init_params
+from jaxplan.rollout.lanes import world_key
+from jaxplan.rollout.schedule import episode_key
+from jaxplan.rollout.scripted import RandomPlayer
+from jaxplan.rollout.setup import longest_turn, make_language
+from jaxplan.text.tokenizer import load_tokenizer
+from tests.fakes import Shore
+
+PLAN = PlanConfig(open="{plan}", close="<end>", budget=3)
+MODEL = ModelConfig(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_width=24)
+MODES = ("dynamic", "never", "every-2")
+SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+    panel: Panel
+    schedule: object
+    episodes: Episodes
+    segments: list
+    told: list
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("shipped")
+
+
+@pytest.fixture(scope="module")
+def panel(tokenizer) -> Panel:
+    env = Shore(max_steps=6)
+    return Panel(
+        env=env,
+        config=EvaluateConfig(episodes=5, modes=MODES, seed=SEED, max_steps=6),
+        rollout=RolloutConfig(
+            num_lanes=2,
+            segment_tokens=96,
+            rounds=8,
+            decode_steps=3,
+            history=2,
+            observation_tokens=8,
+        ),
+        model=MODEL,
+        budget=PLAN.budget,
+        turn_tokens=longest_turn(tokenizer, env, PLAN),
+    )
+
+
+@pytest.fixture(scope="module")
+def played(panel, tokenizer) -> Played:
+    params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
+    schedule, told = panel.schedule(), []
+    episodes, segments = play_panel(
+        params,
+        panel,
+        make_language(tokenizer, panel.env, PLAN),
+        schedule,
+        lambda *progress: told.append(progress),
+    )
+    return Played(panel, schedule, episodes, segments, told)
+
+
+def test_every_world_is_played_once_in_every_mode(played):
+    for mode in range(len(MODES)):
+        episodes = played.episodes.of_mode(mode)
+        assert (episodes.mode == mode).all()
+        assert episodes.seed.tolist() == list(range(SEED, SEED + 5))
+    assert len(played.episodes.seed) == 15
+
+
+def test_progress_counts_episodes_and_env_steps(played):
+    assert played.told[-1] == (15, int(played.episodes.env_steps.sum()))
+    assert played.told == sorted(played.told)
+
+
+def test_modes_plan_when_they_say(played):
+    never, every = (played.episodes.of_mode(mode) for mode in (1, 2))
+    assert never.plans.sum() == never.plan_tokens.sum() == 0
+    np.testing.assert_array_equal(every.plans, (every.turns + 1) // 2)
+    assert (every.plan_tokens >= every.plans).all()
+
+
+def test_episodes_end_by_death_or_by_the_time_limit(played):
+    episodes = played.episodes
+    np.testing.assert_array_equal(episodes.env_steps[~episodes.terminated], 6)
+    assert (episodes.env_steps <= 6).all()
+    assert (episodes.turns <= episodes.env_steps).all()
+
+
+def test_the_words_of_an_episode_play_it_again(played, tokenizer):
+    """Lane 0 begins with the first world, in the first mode."""
+    turns = spoken_turns(played.segments, tokenizer, entry=0)
+    env, account = played.panel.env, played.episodes.of_mode(0)
+    world = jax.tree.map(lambda leaf: leaf[0], played.schedule.worlds)
+    step, describe = jax.jit(env.step), jax.jit(env.describe)
+    key, total, number, plans = episode_key(SEED), 0.0, 0, 0
+    for turn in turns:
+        seen = describe(world)
+        text = "".join(env.phrases[i] for i in seen.ids[seen.mask])
+        assert turn.observation == text.strip()
+        plans += turn.plan != ""
+        awake = True
+        while awake or env.passive(world):
+            awake = False
+            result = step(world_key(key, number), world, turn.action)
+            world, number = result.state, number + 1
+            total += float(result.reward)
+            over = bool(result.terminated | result.truncated)
+            if over:
+                break
+    assert over
+    assert number == account.env_steps[0]
+    assert plans == account.plans[0]
+    assert bool(result.terminated) == account.terminated[0]
+    np.testing.assert_allclose(total, account.task_return[0], rtol=1e-5)
+    np.testing.assert_array_equal(world.seen, account.events[0])
+
+
+def test_what_progress_raises_ends_the_panel(panel, tokenizer):
+    class Enough(Exception):  # noqa: N818 (not an error)
+        pass
+
+    def enough(done, env_steps):
+        raise Enough
+
+    params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
+    language = make_language(tokenizer, panel.env, PLAN)
+    with pytest.raises(Enough):
+        play_panel(params, panel, language, panel.schedule(), enough)
+
+
+def test_a_scripted_player_meets_the_same_worlds(panel):
+    player = RandomPlayer(len(panel.env.action_names))
+    episodes = play_scripted_panel(panel, player)
+    assert episodes.seed.tolist() == list(range(SEED, SEED + 5))
+    assert (episodes.env_steps[~episodes.terminated] == 6).all()
+    assert episodes.plans.sum() == 0
+    again = play_scripted_panel(panel, player)
+    np.testing.assert_array_equal(episodes.task_return, again.task_return)
+
+
+def test_a_result_is_the_mean_over_episodes():
+    episodes = Episodes(
+        mode=np.zeros(2, int),
+        seed=np.array([1, 2]),
+        task_return=np.array([1.0, 3.0]),
+        events=np.array([[True, False], [True, True]]),
+        env_steps=np.array([10, 20]),
+        turns=np.array([4, 0]),
+        plans=np.array([1, 0]),
+        plan_tokens=np.array([8, 0]),
+        terminated=np.array([True, False]),
+    )
+    row = result_of("arm", "never", episodes, ("dune", "nap"), 0.9)
+    assert row["arm"] == "arm"
+    assert row["mode"] == "never"
+    means = {name: row[name]["mean"] for name in ("achievements", "return", "steps")}
+    assert means == {"achievements": 1.5, "return": 2.0, "steps": 15.0}
+    assert row["plan_rate"]["mean"] == 0.125
+    assert row["plan_tokens_per_turn"]["mean"] == 1.0
+    assert row["alive"]["mean"] == 0.5

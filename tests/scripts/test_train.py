@@ -1,0 +1,242 @@
+"""The whole program on its smallest sizes, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxplan.io.metrics import read_metrics, without_timing
+from jaxplan.io.stopping import EXIT_CODE
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = """
+name=tiny env.pool_size=16 env.pool_refresh=4 env.max_steps=60
+plan.budget=12
+model.layers=2 model.width=32 model.heads=2 model.kv_heads=1 model.head_dim=16
+model.ffn_width=64
+rollout.num_lanes=8 rollout.rounds=6 rollout.segment_tokens=384
+collect.episodes=16 collect.lanes=16 collect.steps=60
+sft.batch_segments=4 sft.validate_every=4
+ppo.iterations=3 ppo.value_warmup_iterations=1 ppo.checkpoint_every=2
+evaluate.episodes=8 evaluate.max_steps=40 evaluate.modes=[dynamic,never]
+""".split()  # noqa: SIM905 (as on the command line)
+ENVIRONMENT = os.environ | {
+    "JAX_NUM_CPU_DEVICES": "1",  # as users have it
+    "PYTHONPATH": str(REPOSITORY),
+}
+STAGES = ("collect", "sft", "ppo", "evaluate", "report")
+
+
+def command(root: Path, *overrides: str) -> list[str]:
+    config = str(REPOSITORY / "configs" / "quickstart.yaml")
+    script = str(REPOSITORY / "scripts" / "train.py")
+    program = [sys.executable, script, "--config", config]
+    return [*program, f"run_root={root}", *TINY, *overrides]
+
+
+def train(root: Path, *overrides: str) -> subprocess.CompletedProcess:
+    """Run to the end."""
+    return subprocess.run(
+        command(root, *overrides),
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def numbers(run: Path) -> list[dict]:
+    return [without_timing(row) for row in read_metrics(run)]
+
+
+def final_params(run: Path, stage: str) -> dict[str, np.ndarray]:
+    """The arrays of a stage's newest checkpoint, by name."""
+    import jax
+
+    from jaxplan.config.reader import load_config
+    from jaxplan.envs.worlds import make_env
+    from jaxplan.io.stopping import StopRequest
+    from jaxplan.rollout.setup import longest_turn, make_language
+    from jaxplan.text.tokenizer import load_tokenizer
+    from jaxplan.train.loop import Setting, load_policy
+
+    config = load_config(run / "config.yaml")
+    tokenizer, env = load_tokenizer(config.text.tokenizer), make_env(config.env)
+    setting = Setting(
+        config=config,
+        run_dir=run,
+        env=env,
+        language=make_language(tokenizer, env, config.plan),
+        vocab_size=tokenizer.vocab_size,
+        turn_tokens=longest_turn(tokenizer, env, config.plan),
+        stop=StopRequest(),
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(load_policy(setting, stage))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert numbers(one) == numbers(other)
+    for stage in ("sft", "ppo"):
+        ours, theirs = final_params(one, stage), final_params(other, stage)
+        assert ours.keys() == theirs.keys()
+        for name, leaf in ours.items():
+            np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    root = tmp_path_factory.mktemp("one")
+    done = train(root)
+    assert done.returncode == 0, done.stderr
+    return root / "tiny", done
+
+
+@pytest.mark.slow
+def test_one_command_runs_all_stages(finished):
+    run, done = finished
+    for stage in STAGES:
+        results = json.loads((run / "stages" / f"{stage}.json").read_text())
+        assert results["wall_seconds"] > 0
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert summary.keys() >= {
+        "config",
+        "commit",
+        "versions",
+        "hardware",
+        "wall_seconds",
+        "results",
+    }
+    rows = [(row["arm"], row["mode"]) for row in summary["results"]]
+    assert rows == [
+        ("random", "never"),
+        ("sft", "dynamic"),
+        ("sft", "never"),
+        ("sft+rl", "dynamic"),
+        ("sft+rl", "never"),
+    ]
+    assert "<html" in (run / "report" / "index.html").read_text()
+    assert str(run / "report" / "index.html") in done.stderr
+    for stage in ("sft", "ppo"):
+        assert list((run / "tensorboard" / stage).glob("events.out.tfevents.*"))
+
+
+@pytest.mark.slow
+def test_the_numbers_of_training_are_sane(finished):
+    run, _ = finished
+    rows = [row for row in read_metrics(run) if row["stage"] == "ppo"]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert row["ppo/ratio_error"] < 1e-4
+        assert row["ppo/skipped_updates"] == 0
+        assert row["rollout/env_steps"] > 0
+        assert 0 <= row["rollout/plan_rate"] <= 1
+    losses = [row["sft/loss"] for row in read_metrics(run) if row["stage"] == "sft"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_the_same_command_again_only_reports(finished):
+    run, _ = finished
+    before = (run / "metrics.jsonl").read_bytes()
+    again = train(run.parent)
+    assert again.returncode == 0, again.stderr
+    for stage in STAGES[:-1]:
+        assert f"{stage}: done before" in again.stderr
+    assert "report: " in again.stderr
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> tuple[Path, list[int]]:
+    """The same run, asked to stop in the first iterations of PPO, and gone on with."""
+    root = tmp_path_factory.mktemp("two")
+    process = subprocess.Popen(
+        command(root),
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    )
+    run = root / "tiny"
+    while process.poll() is None:
+        if any(row["stage"] == "ppo" for row in read_metrics(run)):
+            process.send_signal(signal.SIGTERM)
+            break
+        time.sleep(0.02)
+    codes = [process.wait()]
+    stopped_at = len([row for row in read_metrics(run) if row["stage"] == "ppo"])
+    codes.append(train(root).returncode)
+    return run, [stopped_at, *codes]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(
+    finished, interrupted
+):
+    """Two directories, one seed: it shows that a seed reproduces, too."""
+    run, (stopped_at, first, second) = interrupted
+    assert first == EXIT_CODE
+    assert second == 0
+    assert 1 <= stopped_at < 3
+    assert_same_run(finished[0], run)
+    tables = [
+        json.loads((path / "report" / "summary.json").read_text())["results"]
+        for path in (finished[0], run)
+    ]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_changed_config_is_refused_and_the_keys_are_named(finished):
+    run, _ = finished
+    refused = train(run.parent, "model.width=48", "ppo.gamma=0.9")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "model.width: made with 32, now 48" in refused.stderr
+    assert "ppo.gamma: made with 0.99, now 0.9" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_dataset_of_another_tokenizer_is_refused(finished, tmp_path):
+    from jaxplan.text.tokenizer import load_tokenizer
+
+    run, _ = finished
+    (tmp_path / "tiny").mkdir()
+    source = load_tokenizer("shipped")
+    spec = json.loads(
+        next((REPOSITORY / "jaxplan" / "text" / "data").glob("*.json")).read_text()
+    )
+    other = tmp_path / "tokenizer.json"
+    other.write_text(json.dumps(spec, indent=3))
+    assert load_tokenizer(str(other)).sha256 != source.sha256
+    (tmp_path / "tiny" / "dataset").symlink_to(run / "dataset")
+    refused = train(tmp_path, f"text.tokenizer={other}", "stages=[sft]")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert f"made with tokenizer {source.sha256}" in refused.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("text.tokenizer=/no/such/tokenizer.json", "/no/such/tokenizer.json"),
+        ("rollout.segment_tokens=100", "rollout.segment_tokens=100 is too small"),
+        ("rollout.rounds=2", "rollout.rounds=2 with decode_steps=4"),
+        ("ppo.num_minibatches=3", "num_minibatches=3"),
+        ("ppo.clip_ep=0.1", "did you mean 'clip_eps'?"),
+    ],
+)
+def test_a_mistake_is_explained_before_anything_runs(tmp_path, override, sentence):
+    refused = train(tmp_path, override)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert sentence in refused.stderr
+    assert not (tmp_path / "tiny" / "dataset").exists()
