@@ -71,7 +71,7 @@ class Run:
         from jaxplan.envs.worlds import make_env
         from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
         from jaxplan.text.tokenizer import load_tokenizer
-        from jaxplan.train.loop import Setting, check_minibatches
+        from jaxplan.train.loop import Setting
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
         self.tokenizer = load_tokenizer(config.text.tokenizer)
@@ -79,7 +79,6 @@ class Run:
         language = make_language(self.tokenizer, env, config.plan)
         turn_tokens = longest_turn(self.tokenizer, env, config.plan)
         check_sizes(language, config.rollout, config.plan, turn_tokens)
-        check_minibatches(config)
         self.setting = Setting(
             config=config,
             run_dir=run.path,

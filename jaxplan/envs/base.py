@@ -33,8 +33,7 @@ class EnvStep:
 
 @runtime_checkable
 class TextEnv(Protocol):
-    """A world that lives inside ``jit`` and describes itself in phrases.
-    """
+    """A world that lives inside ``jit`` and describes itself in phrases."""
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -65,9 +64,7 @@ class TextEnv(Protocol):
         """Make a new world; all its randomness comes from ``key``."""
         ...
 
-    def step(
-        self, key: PRNGKeyArray, state: State, action: Int[Array, ""]
-    ) -> EnvStep:
+    def step(self, key: PRNGKeyArray, state: State, action: Int[Array, ""]) -> EnvStep:
         """Play one action. Never resets; never both terminated and truncated."""
         ...
 
@@ -82,8 +79,7 @@ class TextEnv(Protocol):
 
 @runtime_checkable
 class Expert(Protocol):
-    """A scripted player that sees what the player sees, and says its plan.
-    """
+    """A scripted player that sees what the player sees, and says its plan."""
 
     @property
     def phrases(self) -> tuple[str, ...]:

@@ -195,6 +195,5 @@ def result_of(
         "plan_rate": episodes.plans / turns,
         "plan_tokens_per_turn": episodes.plan_tokens / turns,
         "steps": episodes.env_steps,
-        "alive": (~episodes.terminated).astype(np.float64),
     }
     return make_result(arm, mode, columns, episodes.events, event_names, confidence)

@@ -20,8 +20,15 @@ from jaxplan.text.tokenizer import Tokenizer
 class PhraseList(Protocol):
     """A text: the phrases whose mask is True, in order (``Phrases`` of a world)."""
 
-    ids: Int[Array, " N"]
-    mask: Bool[Array, " N"]
+    @property
+    def ids(self) -> Int[Array, " N"]:
+        """Numbers of phrases."""
+        ...
+
+    @property
+    def mask(self) -> Bool[Array, " N"]:
+        """True where a phrase belongs to the text."""
+        ...
 
 
 @chex.dataclass(frozen=True)

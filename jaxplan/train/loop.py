@@ -7,6 +7,7 @@ what it says, and never looks at a value before the next program is on its way.
 import dataclasses
 import resource
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,14 @@ def train_sft(
     optimizer = make_optimizer(sft.optimizer, total)
     params = init_params(jax.random.key(config.seed), config.model, setting.vocab_size)
     learner, first = _resume(setting, "sft", init_learner(params, optimizer))
-    writer = MetricsWriter(setting.run_dir, "sft")
-    writer.resume_from(first)
     sizes = {"model": config.model, "history": config.rollout.history}
     tokens = sft.batch_segments * config.rollout.segment_tokens
     validation: dict[str, float] = {}
-    with Progress("sft", total, done=first) as progress:
+    with (
+        closing(MetricsWriter(setting.run_dir, "sft")) as writer,
+        Progress("sft", total, done=first) as progress,
+    ):
+        writer.resume_from(first)
         for number in range(first, total):
             began = time.monotonic()
             batch = train.batch(
@@ -153,7 +156,6 @@ def train_sft(
                 save_checkpoint(setting.checkpoints("sft"), done, learner, row)
             if stopping:
                 raise Stopped
-    writer.close()
     return {"updates": total, **validation}
 
 
@@ -221,19 +223,6 @@ def _replace_worlds(pool: Any, fresh: Any, place: jax.Array) -> Any:
     )
 
 
-def check_minibatches(config: RunConfig) -> None:
-    """Refuse lanes that cannot be dealt out to PPO's minibatches.
-
-    Raises:
-        ValueError: with the numbers.
-    """
-    lanes, parts = config.rollout.num_lanes, config.ppo.num_minibatches
-    if lanes % parts:
-        raise ValueError(
-            f"rollout.num_lanes={lanes} is not divisible by ppo.num_minibatches={parts}"
-        )
-
-
 def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     """Improve a primed agent by PPO.
 
@@ -256,10 +245,12 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     own = jax.tree.map(jnp.copy, primed)  # the learner's buffers are donated
     fresh = _ppo_state(setting, init_learner(own, optimizer))
     state, first = _resume(setting, "ppo", fresh)
-    writer = MetricsWriter(setting.run_dir, "ppo")
-    writer.resume_from(first)
     env_steps = 0
-    with Progress("ppo", ppo.iterations, done=first) as progress:
+    with (
+        closing(MetricsWriter(setting.run_dir, "ppo")) as writer,
+        Progress("ppo", ppo.iterations, done=first) as progress,
+    ):
+        writer.resume_from(first)
         for number in range(first, ppo.iterations):
             state, row = _iteration(setting, state, reference, optimizer, number)
             _raise_if_lost(state["learner"], row, "ppo")
@@ -273,7 +264,6 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
                 save_checkpoint(setting.checkpoints("ppo"), done, state, row)
             if stopping:
                 raise Stopped
-    writer.close()
     return {"iterations": ppo.iterations, "env_steps_this_time": env_steps}
 
 

@@ -37,7 +37,7 @@ class TurnTokens:
     learn_action: bool
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Piece:
     """Columns of a stretch of tokens, ``_FIELDS`` in order."""
 
@@ -46,7 +46,7 @@ class _Piece:
     )
 
     def add(self, *row: int) -> None:
-        for column, entry in zip(self.columns, row, strict=True):
+        for column, entry in zip(self.columns, row):  # noqa: B905 (the hot loop)
             column.append(entry)
 
     def extend(self, other: "_Piece") -> None:
@@ -94,10 +94,10 @@ class Packer:
             segment_tokens: length of a segment.
             history: turns that stay visible.
         """
-        self._next_state = np.asarray(grammar.next_state)
-        self._role = np.asarray(grammar.role)
-        self._choice = np.asarray(grammar.choice)
-        self._action = np.asarray(grammar.action)
+        self._next_state = np.asarray(grammar.next_state).tolist()
+        self._role = np.asarray(grammar.role).tolist()
+        self._choice = np.asarray(grammar.choice).tolist()
+        self._action = np.asarray(grammar.action).tolist()
         self._history = history
         self._size = segment_tokens
         self._prompt = _Piece()
@@ -115,12 +115,15 @@ class Packer:
             ValueError: a turn is not in the grammar, or is longer than a segment.
         """
         self._episode += 1
-        seen: list[_Piece] = []  # the turns the next one can see, and the active plan's
+        recent: list[_Piece] = []  # the turns before, as far as the history goes
+        planned: list[_Piece] = []  # the turn that wrote the newest plan
         for turn in turns:
             self._turn += 1
+            plan = self._plan
             said = self._write(turn)
             if len(self._current) + len(said) > self._size:
-                self._flush(seen)
+                older = [piece for piece in planned if piece not in recent]
+                self._flush([*older, *recent], plan)
             self._current.extend(said)
             if len(self._current) > self._size:
                 raise ValueError(
@@ -128,12 +131,13 @@ class Packer:
                     f"what it can see takes {len(self._current)} tokens; make segments "
                     "longer or rollout.history shorter"
                 )
-            seen = self._still_seen([*seen, said])
+            recent = [*recent, said][max(0, len(recent) + 2 - self._history) :]
+            planned = [said] if turn.plan_length else planned
 
     def finish(self) -> dict[str, np.ndarray]:
         """All segments, [segments, tokens] for each field of a token."""
         if len(self._current) > len(self._prompt):
-            self._flush([])
+            self._flush([], 0)
         stacked = np.stack(self._segments)
         return dict(zip(_FIELDS, np.moveaxis(stacked, 1, 0), strict=True))
 
@@ -142,37 +146,29 @@ class Packer:
         said = _Piece()
         before = self._plan
         self._plan += turn.plan_length > 0
+        facts = (self._turn, self._episode)
         for token in turn.observation:
-            said.add(
-                token, Role.OBSERVATION, 0, self._turn, self._episode, NO_PLAN, before
-            )
+            said.add(token, Role.OBSERVATION, 0, *facts, NO_PLAN, before)
         state = plan_grammar.DECIDE
         for place, token in enumerate(turn.generated):
             in_plan = place < turn.plan_length
             closed = place >= turn.plan_length - 1
             learn = self._choice[state] and (in_plan or turn.learn_action)
-            said.add(
-                token,
-                int(self._role[state]),
-                int(learn),
-                self._turn,
-                self._episode,
-                self._plan if in_plan else NO_PLAN,
-                self._plan if closed else before,
-            )
-            state = self._next_state[state, token]
+            plan = self._plan if in_plan else NO_PLAN
+            active = self._plan if closed else before
+            said.add(token, self._role[state], int(learn), *facts, plan, active)
+            state = self._next_state[state][token]
         if self._action[state] < 0:
             raise ValueError(f"turn {list(turn.generated)} is not in the plan grammar")
         return said
 
-    def _still_seen(self, turns: list[_Piece]) -> list[_Piece]:
-        """What the turn after these can see, in order."""
-        oldest = self._turn + 1 - self._history
-        kept = [piece.visible_after(oldest, self._plan) for piece in turns]
-        return [piece for piece in kept if len(piece)]
+    def _flush(self, seen: list[_Piece], plan: int) -> None:
+        """Close the segment; begin the next with what the current turn can see.
 
-    def _flush(self, seen: list[_Piece]) -> None:
-        """Close the segment; begin the next with what its first turn can see."""
+        Args:
+            seen: the turns that may be in sight, in order.
+            plan: number of the newest plan.
+        """
         rows = []
         for name, column in zip(_FIELDS, self._current.columns, strict=True):
             row = np.full(self._size, _PADDING.get(name, 0), np.int32)
@@ -182,4 +178,5 @@ class Packer:
         self._current = _Piece()
         self._current.extend(self._prompt)
         for piece in seen:
-            self._current.extend(piece.carried())
+            visible = piece.visible_after(self._turn - self._history, plan)
+            self._current.extend(visible.carried())

@@ -16,7 +16,7 @@ from jaxplan.io.stopping import EXIT_CODE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = """
-name=tiny env.pool_size=16 env.pool_refresh=4 env.max_steps=60
+env.pool_size=16 env.pool_refresh=4 env.max_steps=60
 plan.budget=12
 model.layers=2 model.width=32 model.heads=2 model.kv_heads=1 model.head_dim=16
 model.ffn_width=64
@@ -34,9 +34,10 @@ STAGES = ("collect", "sft", "ppo", "evaluate", "report")
 
 
 def command(root: Path, *overrides: str) -> list[str]:
-    config = str(REPOSITORY / "configs" / "quickstart.yaml")
+    config = root / "tiny.yaml"
+    config.write_text("name: tiny\n")
     script = str(REPOSITORY / "scripts" / "train.py")
-    program = [sys.executable, script, "--config", config]
+    program = [sys.executable, script, "--config", str(config)]
     return [*program, f"run_root={root}", *TINY, *overrides]
 
 

@@ -101,7 +101,7 @@ def play_in_python(teacher, number, turns):
         seen = env.describe(world)
         passive = bool(env.passive(world))
         action = 0 if passive else actions[number]
-        result = env_step(world_key(key, number), world, jnp.int32(action))
+        result = env_step(world_key(key, jnp.int32(number)), world, jnp.int32(action))
         steps.append(
             {
                 "step": number,

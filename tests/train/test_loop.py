@@ -18,7 +18,6 @@ from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.train.data import SegmentData
 from jaxplan.train.loop import (
     Setting,
-    check_minibatches,
     load_policy,
     train_ppo,
     train_sft,
@@ -198,9 +197,3 @@ def test_the_metrics_of_a_play_add_up(reinforced):
         np.testing.assert_allclose(
             per_turn, row["rollout/plan_tokens_per_turn"], rtol=1e-4
         )
-
-
-def test_lanes_that_cannot_be_dealt_out_are_refused(make_setting, tmp_path):
-    config = make_setting(tmp_path, ppo=PpoConfig(num_minibatches=3)).config
-    with pytest.raises(ValueError, match=r"num_lanes=4 is not divisible.*=3"):
-        check_minibatches(config)
