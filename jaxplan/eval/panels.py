@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
+from jaxplan.core.runtime import settle
 from jaxplan.envs.base import Expert, TextEnv
 from jaxplan.eval.report import Result, make_result
 from jaxplan.models.params import LlamaParams
@@ -100,7 +101,8 @@ def play_panel(
     Returns:
         The episodes, and the segments of the first lane (host), for a replay.
     """
-    carry = init_carry(panel.env, language, schedule, jax.random.key(0), panel.rollout)
+    key = jax.random.key(0)
+    carry = settle(init_carry(panel.env, language, schedule, key, panel.rollout))
     total = int(schedule.entries.sum())
     rows: list[dict[str, np.ndarray]] = []
     lane_segments: list[Segment] = []

@@ -3,6 +3,7 @@
 import signal
 from types import FrameType
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_CODE = 75  # "temporary failure, try again": the same command resumes
 
 
@@ -22,11 +23,12 @@ class StopRequest:
 
     def listen(self) -> "StopRequest":
         """Catch SIGTERM and SIGINT from now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _SIGNALS:
             signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+        del number, frame
         self.requested = True
-        signal.signal(number, signal.SIG_DFL)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)

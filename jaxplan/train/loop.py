@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxplan.config.schema import RunConfig
 from jaxplan.core.masked import masked_mean
+from jaxplan.core.runtime import settle
 from jaxplan.envs.base import TextEnv
 from jaxplan.io.checkpoints import latest_step, load_checkpoint, save_checkpoint
 from jaxplan.io.metrics import MetricsWriter
@@ -244,7 +245,7 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     reference = primed.llama
     own = jax.tree.map(jnp.copy, primed)  # the learner's buffers are donated
     fresh = _ppo_state(setting, init_learner(own, optimizer))
-    state, first = _resume(setting, "ppo", fresh)
+    state, first = _resume(setting, "ppo", settle(fresh))
     env_steps = 0
     with (
         closing(MetricsWriter(setting.run_dir, "ppo")) as writer,

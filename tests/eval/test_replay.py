@@ -21,8 +21,16 @@ from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import load_tokenizer
 
 PLAN = PlanConfig(budget=3)
-MODEL = ModelConfig(width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_width=24)
-STEPS, SEED = 30, 10_000
+MODEL = ModelConfig(
+    width=16,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    ffn_width=24,
+    tie_embeddings=False,
+)
+STEPS, SEED = 60, 10_000
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +56,14 @@ def played():
         turn_tokens=longest_turn(tokenizer, env, PLAN),
     )
     llama = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
-    # Sleep is worth seeing in a replay: it is the action of the embedding nearest all.
+    # All hidden states share the all-ones direction: a bias for going to sleep, which
+    # a player can when it has become tired.
     sleep = tokenizer.encode("Sleep")[0]
-    llama = dataclasses.replace(llama, embed=llama.embed.at[sleep].mul(3.0))
+    llama = dataclasses.replace(
+        llama,
+        embed=50 * llama.embed + 2.0,
+        lm_head=llama.lm_head.at[:, sleep].add(2.0 / MODEL.width),
+    )
     schedule = panel.schedule()
     episodes, segments = play_panel(
         llama,
@@ -101,6 +114,7 @@ def test_a_replay_shows_every_turn_once(played):
 def test_frames_agree_with_what_was_said_of_them(played):
     """The text and the frame are made from the same world by different code."""
     replay = played[0]
+    assert any(frame["sleeping"] for frame in replay["frames"])
     for frame in replay["frames"]:
         assert len(frame["view"]) == 7
         assert all(len(row) == 9 for row in frame["view"])

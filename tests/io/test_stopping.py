@@ -33,16 +33,13 @@ def test_a_signal_asks_to_stop(number):
     assert stop.requested
 
 
-OTHER = pytest.mark.xfail(reason="only the signal that came is given back")
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
         ("SIGTERM", "SIGTERM"),
         ("SIGINT", "SIGINT"),
-        pytest.param("SIGTERM", "SIGINT", marks=OTHER),
-        pytest.param("SIGINT", "SIGTERM", marks=OTHER),
+        ("SIGTERM", "SIGINT"),
+        ("SIGINT", "SIGTERM"),
     ],
 )
 def test_a_second_signal_ends_the_process_at_once(first, second):
