@@ -34,6 +34,7 @@ from jaxplan.envs.craftax_words import (
     around,
     keep_nearest,
     nearest,
+    offset_word,
 )
 
 MAX_PHRASES = 40  # an observation is never longer: the farthest kinds are left out
@@ -50,12 +51,6 @@ def _word(name: str) -> str:
     return {"out of bounds": "edge"}.get(name, name.replace(" ", "_"))
 
 
-def _offset_word(row: int, column: int) -> str:
-    north_south = f"{abs(row)}{'n' if row < 0 else 's'}" if row else ""
-    west_east = f"{abs(column)}{'w' if column < 0 else 'e'}" if column else ""
-    return f" {north_south}{west_east}"
-
-
 _BOOK = PhraseBook()
 _BEGIN = _BOOK.add("\n")
 _NEIGHBOUR = _BOOK.add(
@@ -69,7 +64,7 @@ _LIGHT = _BOOK.add([f" light={tenths}" for tenths in range(11)])
 _ASLEEP = _BOOK.add(" asleep")
 _ITEM = _BOOK.add([[f" {name}={n}" for n in range(1, 10)] for name in ITEM_NAMES])
 _KIND = _BOOK.add([f" {_word(name)}" for name in _KINDS])
-_OFFSET = _BOOK.add([_offset_word(*offset) for offset in OFFSETS])
+_OFFSET = _BOOK.add([offset_word(*offset) for offset in OFFSETS])
 _END = _BOOK.add(" >")
 
 

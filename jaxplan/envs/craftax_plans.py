@@ -11,7 +11,8 @@ from jaxtyping import Array, Int
 from jaxplan.envs.base import Phrases
 from jaxplan.envs.craftax_expert_map import look_up
 from jaxplan.envs.craftax_goals import GATHERED, Goal
-from jaxplan.envs.craftax_view import TILE
+from jaxplan.envs.craftax_view import CENTRE, TILE, VIEW_COLUMNS, VIEW_ROWS
+from jaxplan.envs.craftax_words import OFFSETS, offset_word
 
 FARTHEST = 31  # a plan says 31 for what is farther
 _HEADS = {
@@ -94,13 +95,18 @@ _GRAMMAR = "explore for at table until light , then north south west east"
 def _phrase_list() -> tuple[str, ...]:
     numbers = (str(number) for number in range(1, FARTHEST + 1))
     texts = (*_HEADS.values(), *_COUNTED.values(), *_SOUGHT.values())
-    words = " ".join((*numbers, _GRAMMAR, *texts)).split()
+    offsets = (offset_word(*offset) for offset in OFFSETS)
+    words = " ".join((*numbers, _GRAMMAR, *texts, *offsets)).split()
     return tuple(f" {word}" for word in dict.fromkeys(words))
 
 
 PLAN_PHRASES = _phrase_list()
 _ID = {phrase.strip(): index for index, phrase in enumerate(PLAN_PHRASES)}
 _ABSENT = -1
+_IN_VIEW = np.full((VIEW_ROWS, VIEW_COLUMNS), _ABSENT)  # by row and column of the view
+for _row, _column in OFFSETS:
+    _cell = _row + CENTRE[0], _column + CENTRE[1]
+    _IN_VIEW[_cell] = _ID[offset_word(_row, _column).strip()]
 
 
 def _number(value: Int[Array, ""]) -> Int[Array, ""]:
@@ -160,12 +166,19 @@ def _directions(south: Array, east: Array) -> tuple[Array, Array]:
 
 
 def _where(south: Array, east: Array, said: Array) -> Int[Array, " 4"]:
-    """Distance and direction of the target."""
+    """Distance and direction of the target.
+
+    A target in view is pointed out with the very word ``compact`` has for its place.
+    """
     north_south, east_west = _directions(south, east)
-    offset = jnp.stack(
+    far = jnp.stack(
         [_number(jnp.abs(south)), north_south, _number(jnp.abs(east)), east_west]
     )
-    return jnp.where(said, offset, _ABSENT)
+    row, column = south + CENTRE[0], east + CENTRE[1]
+    seen = (row >= 0) & (row < VIEW_ROWS) & (column >= 0) & (column < VIEW_COLUMNS)
+    place = jnp.clip(row, 0, VIEW_ROWS - 1), jnp.clip(column, 0, VIEW_COLUMNS - 1)
+    near = jnp.full(4, _ABSENT).at[0].set(jnp.asarray(_IN_VIEW)[place])
+    return jnp.where(said, jnp.where(seen, near, far), _ABSENT)
 
 
 def _until(goal: Int[Array, ""], amount: Int[Array, ""]) -> Int[Array, " 3"]:

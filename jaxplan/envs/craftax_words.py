@@ -31,6 +31,13 @@ _NEARNESS = DISTANCES * len(OFFSETS) + np.arange(len(OFFSETS))
 _NOWHERE = _NEARNESS.max() + 1
 
 
+def offset_word(row: int, column: int) -> str:
+    """Say where a cell of the view lies in one word, such as `` 3n2w``."""
+    north_south = f"{abs(row)}{'n' if row < 0 else 's'}" if row else ""
+    west_east = f"{abs(column)}{'w' if column < 0 else 'e'}" if column else ""
+    return f" {north_south}{west_east}"
+
+
 @dataclass(frozen=True)
 class Describer:
     """One text level.
