@@ -123,7 +123,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_their_lines(tmp_path)
         "stages: [collect, stf]\n"
         "ppo:\n"
         "  clip_ep: 0.1\n"
-        "  estimator: trun\n"
+        "  call_cost: -1\n"
         "  gamma: 0.9\n"
         "  gamma: 1.9\n"
         "name: no\n"
@@ -139,7 +139,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_their_lines(tmp_path)
         "2: stages[1]: got 'stf'; did you mean 'sft'?; allowed: 'collect', 'sft',"
         " 'ppo', 'evaluate' or 'report'",
         "4: ppo.clip_ep: unknown key; did you mean 'clip_eps'?",
-        "5: ppo.estimator: got 'trun'; did you mean 'turn'?; allowed: 'turn' or 'smdp'",
+        "5: ppo.call_cost: should be greater than or equal to 0, got -1",
         "7: ppo.gamma: given twice, first on line 6",
         "8: name: a text is wanted, got false; put quotes around a text",
         "9: sft: a section of 'key: value' is wanted, got 3",
@@ -291,7 +291,7 @@ def test_overrides_follow_the_rules_of_yaml(tmp_path):
         ("seed", "command line: wanted key=value, got 'seed'"),
         ("ppo..gamma=1", "command line: wanted key=value, got 'ppo..gamma=1'"),
         ("seed=null", "command line: seed: should be a valid integer, got null"),
-        ("ppo.estimator=trn", "command line: ppo.estimator: got 'trn'; did you mean"),
+        ("model.remat=lyer", "command line: model.remat: got 'lyer'; did you mean"),
         ("seed=[1", "command line: seed: not YAML"),
         ("seed=010", "command line: seed: 010: a number does not start with 0"),
         ("seed.x=1", "command line: seed: should be a valid integer, got {x: 1}"),

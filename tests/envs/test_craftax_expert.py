@@ -327,7 +327,10 @@ def test_a_plan_says_goal_place_stop_and_what_comes_then():
 
     iron = Goal.MINE_IRON, 2, Goal.MAKE_IRON_PICKAXE
     assert say(*iron, -3, -2, "iron") == (
-        " mine iron 3 north 2 west until 2 iron , then make iron pickaxe"
+        " mine iron 3n2w until 2 iron , then make iron pickaxe"
+    )
+    assert say(*iron, -4, -2, "iron") == (  # out of view
+        " mine iron 4 north 2 west until 2 iron , then make iron pickaxe"
     )
     assert say(*iron, 9, -2, "invalid") == (
         " explore south for iron until 2 iron , then make iron pickaxe"
