@@ -121,8 +121,14 @@ class RolloutConfig:
 
 @section
 class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay and clipping by the *global* norm."""
+    """Linear warm-up, cosine decay and clipping by the *global* norm.
 
+    ``adamw`` steps by AdamW. ``muon`` turns the matrices of the layers by
+    orthogonalised momentum (arXiv:2502.16982) and the rest by AdamW without decay; its
+    steps are as long as those of AdamW, so that one learning rate serves both.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 3e-4
     warmup_updates: NonNegativeInt = 20
     final_fraction: Fraction = 0.1  # learning rate at the end, as a share of the peak

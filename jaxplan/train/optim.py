@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, warm-up and cosine decay, clipping by the global norm."""
+"""The optimizer: AdamW or Muon, warm-up, cosine decay, clipping by the global norm."""
 
 import dataclasses
 from typing import Any
@@ -8,9 +8,27 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
+from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxplan.config.schema import OptimizerConfig
 from jaxplan.models.params import AgentParams
+
+_MOMENTUM = 0.95  # of Muon
+# Root mean square of Muon's step as a share of the learning rate. Adam's lies between
+# 0.2 and 0.4 (arXiv:2502.16982, section 2.2).
+_UPDATE_RMS = 0.4
+# Input and output axes of a layer's matrices; axis 0 is the layer.
+_HEADS_OUT = MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2, 3))
+_PLAIN = MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
+_MATRICES = {
+    "query": _HEADS_OUT,
+    "key": _HEADS_OUT,
+    "value": _HEADS_OUT,
+    "attention_out": MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=(3,)),
+    "gate": _PLAIN,
+    "up": _PLAIN,
+    "down": _PLAIN,
+}
 
 
 @chex.dataclass(frozen=True)
@@ -45,7 +63,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_updates: int) -> optax.S
 def make_optimizer(
     config: OptimizerConfig, num_updates: int, value_ratio: float = 1.0
 ) -> optax.GradientTransformation:
-    """Build AdamW for an agent.
+    """Build the optimizer of an agent.
 
     Args:
         config: its settings.
@@ -58,13 +76,48 @@ def make_optimizer(
         scaled = jax.tree.map(lambda u: u * value_ratio, updates.value)
         return dataclasses.replace(updates, value=scaled)
 
+    rate = learning_rate_schedule(config, num_updates)
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(config.beta1, config.beta2),
-        optax.add_decayed_weights(config.weight_decay, mask=_is_matrix),
-        optax.scale_by_learning_rate(learning_rate_schedule(config, num_updates)),
+        _muon(config, rate) if config.kind == "muon" else _adamw(config, rate),
         optax.stateless(scale_value_head),
     )
+
+
+def _adamw(
+    config: OptimizerConfig, rate: optax.Schedule
+) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate,
+        config.beta1,
+        config.beta2,
+        weight_decay=config.weight_decay,
+        mask=_is_matrix,
+    )
+
+
+def _muon(
+    config: OptimizerConfig, rate: optax.Schedule
+) -> optax.GradientTransformation:
+    return muon(
+        rate,
+        beta=_MOMENTUM,
+        weight_decay=config.weight_decay,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        muon_weight_dimension_numbers=_layer_matrices,
+        consistent_rms=_UPDATE_RMS,
+    )
+
+
+def _layer_matrices(params: Any) -> Any:
+    """Which axes of a stacked weight are a matrix's inputs and outputs; None: none."""
+
+    def axes(path: Any, _: Array) -> MuonDimensionNumbers | None:
+        in_layers = any(getattr(key, "name", None) == "layers" for key in path)
+        return _MATRICES.get(path[-1].name) if in_layers else None
+
+    return jax.tree.map_with_path(axes, params)
 
 
 def _is_matrix(params: Any) -> Any:

@@ -1,6 +1,7 @@
 """Clipping, schedule and the skipped update, against numpy and by hand."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -136,3 +137,43 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_named(params, pois
     recovered, _ = update(learner, good, optimizer)
     assert recovered.skipped == 0
     assert bad_leaves(recovered) == []
+
+
+def test_muon_steps_along_the_orthogonal_factor_of_a_matrix(params):
+    """Against a singular value decomposition; the iteration is only roughly exact."""
+    config = dataclasses.replace(FLAT, kind="muon")
+    optimizer = make_optimizer(config, 10)
+    grads = gradients(params)
+    learner, _ = update(init_learner(params, optimizer), grads, optimizer)
+    inputs = {"query": 1, "attention_out": 2, "gate": 1, "down": 1}
+    for name, count in inputs.items():
+        start, end = (getattr(p.llama.layers, name) for p in (params, learner.params))
+        for layer, (old, new) in enumerate(zip(start, end, strict=True)):
+            rows = math.prod(old.shape[:count])
+            matrix = np.asarray(getattr(grads.llama.layers, name)[layer], float)
+            u, _, v = np.linalg.svd(matrix.reshape(rows, -1), full_matrices=False)
+            step = -np.asarray(new - old, float).reshape(rows, -1)
+            scale = 1e-2 * 0.4 * math.sqrt(max(step.shape))
+            values = np.linalg.svd(step / scale, compute_uv=False)
+            assert 0.6 < values.min() <= values.max() < 1.3, name
+            cosine = (
+                np.sum(step * (u @ v)) / np.linalg.norm(step) / np.linalg.norm(u @ v)
+            )
+            assert cosine > 0.95, name
+
+
+def test_muon_leaves_all_but_the_layers_matrices_to_adam(params):
+    grads = gradients(params)
+    ends = [
+        update(init_learner(params, optimizer), grads, optimizer)[0].params
+        for optimizer in (
+            make_optimizer(dataclasses.replace(FLAT, kind=kind), 10)
+            for kind in ("adamw", "muon")
+        )
+    ]
+    for name in ("embed", "final_norm"):
+        by_adam, by_muon = (getattr(end.llama, name) for end in ends)
+        np.testing.assert_allclose(by_adam, by_muon, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ends[0].value.hidden, ends[1].value.hidden, rtol=1e-5)
+    gap = np.abs(np.asarray(ends[0].llama.layers.up - ends[1].llama.layers.up)).max()
+    assert gap > 1e-3
