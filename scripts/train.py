@@ -24,11 +24,13 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 def main() -> int:
     """Read the command line before anything slow is imported, then run."""
     config, flags = parse_command_line(description=__doc__.split("\n")[0])
+    from jaxplan.core.processes import OtherProcessError, start_processes
     from jaxplan.core.runtime import start_jax
     from jaxplan.io.rundir import RunDirectory, RunDirectoryError
     from jaxplan.io.stopping import EXIT_CODE, Stopped, StopRequest
 
     try:
+        start_processes()
         compile_seconds = start_jax(CACHE)
     except RuntimeError as error:
         _say(f"error: {error}")
@@ -47,6 +49,7 @@ def main() -> int:
         _say("stopped as asked; the same command goes on from here")
         return EXIT_CODE
     except (
+        OtherProcessError,
         RunDirectoryError,
         FileNotFoundError,
         FloatingPointError,
@@ -60,7 +63,10 @@ def main() -> int:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    from jaxplan.core.processes import is_first
+
+    if is_first():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -71,7 +77,7 @@ class Run:
         from jaxplan.envs.worlds import make_env
         from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
         from jaxplan.text.tokenizer import load_tokenizer
-        from jaxplan.train.loop import Setting
+        from jaxplan.train.loop import Setting, check_mesh
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
         self.tokenizer = load_tokenizer(config.text.tokenizer)
@@ -88,9 +94,12 @@ class Run:
             turn_tokens=turn_tokens,
             stop=stop,
         )
+        check_mesh(self.setting)
 
     def run_stages(self) -> None:
         """Run every stage that has not finished, in order, and time it."""
+        from jaxplan.core.processes import agree
+
         stages = {
             "collect": self.collect,
             "sft": self.sft,
@@ -99,7 +108,7 @@ class Run:
             "report": self.report,
         }
         for stage in self.config.stages:
-            if self.run.is_done(stage) and stage != "report":
+            if agree(self.run.is_done(stage)) and stage != "report":
                 _say(f"{stage}: done before")
                 continue
             began, compiled = time.monotonic(), self.compile_seconds()
@@ -183,10 +192,13 @@ class Run:
 
     def report(self) -> dict:
         """The page, the summary, and the table on the terminal."""
+        from jaxplan.core.processes import first_alone
         from jaxplan.eval.stage import write_run_report
 
-        path = write_run_report(self.config, self.run)
-        _say(f"report: {path}")
+        def write() -> None:
+            _say(f"report: {write_run_report(self.config, self.run)}")
+
+        first_alone(write)
         return {}
 
 

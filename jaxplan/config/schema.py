@@ -13,6 +13,7 @@ from jaxplan.config.types import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    NumberOnly,
     PositiveFloat,
     PositiveInt,
     section,
@@ -31,6 +32,15 @@ def _check_plan_mode(mode: str) -> str:
 
 
 PlanMode = Annotated[str, AfterValidator(_check_plan_mode)]
+
+
+def _check_data_axis(size: int) -> int:
+    if size != -1 and size < 1:
+        raise ValueError(f"got {size}; allowed: a number >= 1, or -1 for all the rest")
+    return size
+
+
+DataAxis = Annotated[int, NumberOnly, AfterValidator(_check_data_axis)]
 
 
 @section
@@ -223,6 +233,19 @@ class EvaluateConfig:
 
 
 @section
+class MeshConfig:
+    """How devices share a run: lanes over data and fsdp, weights over fsdp and model.
+
+    Their product is the number of devices; lanes and packed segments of a batch must
+    be multiples of data x fsdp.
+    """
+
+    data: DataAxis = 1  # -1: as many as there are devices left
+    fsdp: PositiveInt = 1  # splits the width of weights
+    model: PositiveInt = 1  # splits heads, kv heads, feed-forward and vocabulary
+
+
+@section
 class RunConfig:
     """One run: a list of stages over one world, one model, one run directory."""
 
@@ -240,6 +263,7 @@ class RunConfig:
     sft: SftConfig = Field(default_factory=SftConfig)
     ppo: PpoConfig = Field(default_factory=PpoConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         lanes, parts = self.rollout.num_lanes, self.ppo.num_minibatches

@@ -25,10 +25,10 @@ def _refuse_bool(value: Any) -> Any:
     return value
 
 
-_NumberOnly = BeforeValidator(_refuse_bool)
+NumberOnly = BeforeValidator(_refuse_bool)
 
-PositiveInt = Annotated[int, _NumberOnly, Field(gt=0)]
-NonNegativeInt = Annotated[int, _NumberOnly, Field(ge=0)]
-PositiveFloat = Annotated[float, _NumberOnly, Field(gt=0)]
-NonNegativeFloat = Annotated[float, _NumberOnly, Field(ge=0)]
-Fraction = Annotated[float, _NumberOnly, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, NumberOnly, Field(gt=0)]
+NonNegativeInt = Annotated[int, NumberOnly, Field(ge=0)]
+PositiveFloat = Annotated[float, NumberOnly, Field(gt=0)]
+NonNegativeFloat = Annotated[float, NumberOnly, Field(ge=0)]
+Fraction = Annotated[float, NumberOnly, Field(ge=0, le=1)]

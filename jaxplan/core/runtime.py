@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -41,13 +40,3 @@ def start_jax(cache: Path) -> Callable[[], float]:
     jax.monitoring.register_event_duration_secs_listener(add)
     check_jax()
     return lambda: spent[0]
-
-
-def settle(tree: Any) -> Any:
-    """Commit a pytree of arrays to the first device.
-
-    Restored arrays and what is computed from them are committed, new ones are not, and
-    a program is compiled once for each. A loop whose state is settled before its first
-    step compiles its programs once.
-    """
-    return jax.device_put(tree, jax.devices()[0])

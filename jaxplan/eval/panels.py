@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
-from jaxplan.core.runtime import settle
+from jaxplan.core.mesh import LANES, settle, to_host
 from jaxplan.envs.base import Expert, TextEnv
 from jaxplan.eval.report import Result, make_result
 from jaxplan.models.params import LlamaParams
@@ -102,7 +102,8 @@ def play_panel(
         The episodes, and the segments of the first lane (host), for a replay.
     """
     key = jax.random.key(0)
-    carry = settle(init_carry(panel.env, language, schedule, key, panel.rollout))
+    carry = init_carry(panel.env, language, schedule, key, panel.rollout)
+    carry = settle(carry, LANES)
     total = int(schedule.entries.sum())
     rows: list[dict[str, np.ndarray]] = []
     lane_segments: list[Segment] = []
@@ -135,14 +136,12 @@ def play_panel(
 def first_lane(segment: Segment) -> Segment:
     """Stream and turns of lane 0, on the host."""
     tokens, turns = segment.stream, segment.turns
-    stream, turns = jax.device_get(
-        jax.tree.map(lambda array: array[:1], (tokens, turns))
-    )
+    stream, turns = to_host(jax.tree.map(lambda array: array[:1], (tokens, turns)))
     return dataclasses.replace(segment, stream=stream, turns=turns)
 
 
 def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, np.ndarray]:
-    ends, seed, mode = jax.device_get((segment.episodes, schedule.seed, schedule.mode))
+    ends, seed, mode = to_host((segment.episodes, schedule.seed, schedule.mode))
     where = np.nonzero(ends.finished)  # (round, lane) of every finished episode
     lane, column = where[1], ends.entry[where] % seed.shape[1]
     stats = {
@@ -167,7 +166,7 @@ def play_scripted_panel(panel: Panel, player: Expert) -> Episodes:
         player=player,
         steps=panel.config.max_steps,
     )
-    host = jax.device_get(played)
+    host = to_host(played)
     nothing = np.zeros(len(seeds), np.int32)
     return Episodes(
         mode=nothing,

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from jaxplan.config.schema import RunConfig
+from jaxplan.core.mesh import make_mesh, settle
+from jaxplan.core.processes import agree
 from jaxplan.envs.worlds import make_env
 from jaxplan.eval.panels import (
     Panel,
@@ -71,8 +73,9 @@ def evaluate_arms(
     results = []
     for arm, play in arms.items():
         marker = f"evaluate-{arm}"
-        if not run.is_done(marker):
-            run.finish(marker, play())
+        if not agree(run.is_done(marker)):
+            with jax.set_mesh(make_mesh(config.mesh)):
+                run.finish(marker, play())
         results += run.results(marker)["results"]
     return {"results": results}
 
@@ -93,7 +96,7 @@ def _play(
     tokenizer: Tokenizer,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    language = make_language(tokenizer, panel.env, config.plan)
+    language = settle(make_language(tokenizer, panel.env, config.plan))
     schedule = panel.schedule()
     total = int(schedule.entries.sum())
     with Progress(f"evaluate {arm}", total) as progress:

@@ -4,10 +4,12 @@ A step is one folder ``<dir>/<step>``, committed by a rename. Orbax loads a flip
 without a word and casts to another dtype in silence. Hence the two things added here:
 every leaf has a fingerprint, computed on the device from its bits, which is verified
 at load; and the leaves of the target are compared with those on disk before loading.
+Several processes write and read a step together, each its part, on a shared disk.
 Checkpoints are trusted input: the folders are readable by their owner only.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -22,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, UInt32
+
+from jaxplan.core.processes import any_process, first_alone, is_first
 
 FORMAT = 1  # of what is written here; raise it when an older one cannot be read
 
@@ -65,9 +69,7 @@ def save_checkpoint(
         FileExistsError: the step exists.
     """
     directory = Path(directory).resolve()
-    _make_private(directory)
-    if (directory / str(step)).exists():
-        raise FileExistsError(f"{directory}: step {step} exists; steps are not redone")
+    first_alone(functools.partial(_make_room, directory, step))
     leaves = _arrays(state)
     header = {
         "format": FORMAT,
@@ -78,12 +80,14 @@ def save_checkpoint(
     try:
         _write(directory / str(step), leaves, header | {"sha256": _digest(header)})
     except Exception as error:
-        sweep_unfinished(directory)
+        if is_first():
+            sweep_unfinished(directory)
         raise CheckpointNotSavedError(
             _why_not_saved(directory, step, leaves, error)
         ) from error
-    for old in _steps(directory)[:-keep]:
-        _remove(directory / str(old))
+    if is_first():
+        for old in _steps(directory)[:-keep]:
+            _remove(directory / str(old))
 
 
 def load_checkpoint(
@@ -119,11 +123,8 @@ def load_checkpoint(
         except CheckpointDamagedError as error:
             if step is not None or candidate == steps[0]:
                 raise
-            aside = _move_aside(directory / str(candidate))
-            warnings.warn(
-                f"{error}; moved to {aside.name}, going on from the step before",
-                stacklevel=2,
-            )
+            path = directory / str(candidate)
+            first_alone(functools.partial(_move_aside, path, error))
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
@@ -228,10 +229,18 @@ def _write(path: Path, leaves: _Leaves, header: dict[str, Any]) -> None:
 
 
 def _load_step(path: Path, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    header = _read_header(path)
     wanted = _leaves_of(target)
-    _compare(path, header["leaves"], {name: _spec(x) for name, x in wanted.items()})
-    loaded = _read_arrays(path, wanted)
+    header, loaded, problem = {}, {}, None
+    try:
+        header = _read_header(path)
+        _compare(path, header["leaves"], {name: _spec(x) for name, x in wanted.items()})
+        loaded = _read_arrays(path, wanted)
+    except CheckpointDamagedError as error:
+        problem = error
+    if any_process(problem is not None):
+        raise problem or CheckpointDamagedError(
+            f"checkpoint {path}: damaged, as another process found"
+        )
     found = _fingerprints(loaded)
     changed = [n for n, value in header["fingerprints"].items() if found[n] != value]
     if changed:
@@ -267,7 +276,7 @@ def _read_arrays(path: Path, wanted: _Leaves) -> _Leaves:
 
     def plain(leaf: Any) -> jax.ShapeDtypeStruct:
         words = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-        sharding = default if _is_key(leaf) else leaf.sharding or default
+        sharding = leaf.sharding or default  # of keys: their words are the last axis
         return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
 
     targets = {
@@ -279,11 +288,10 @@ def _read_arrays(path: Path, wanted: _Leaves) -> _Leaves:
 
 def _as_wanted(loaded: Array | None, wanted: Any) -> Array:
     if loaded is None:  # an empty leaf, of which nothing was written
-        return jnp.zeros(wanted.shape, wanted.dtype)
+        return jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
     if not _is_key(wanted):
         return loaded
-    keys = jax.random.wrap_key_data(loaded, impl=_key_impl(wanted))
-    return keys if wanted.sharding is None else jax.device_put(keys, wanted.sharding)
+    return jax.random.wrap_key_data(loaded, impl=_key_impl(wanted))
 
 
 def _key_impl(wanted: Any) -> Any:
@@ -340,9 +348,11 @@ def _steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
 
 
-def _make_private(directory: Path) -> None:
+def _make_room(directory: Path, step: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
+    if (directory / str(step)).exists():
+        raise FileExistsError(f"{directory}: step {step} exists; steps are not redone")
 
 
 def _remove(path: Path) -> None:
@@ -352,11 +362,13 @@ def _remove(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _move_aside(path: Path) -> Path:
+def _move_aside(path: Path, error: CheckpointDamagedError) -> None:
     number = len(list(path.parent.glob(f"{path.name}.damaged-*"))) + 1
     aside = path.with_name(f"{path.name}.damaged-{number}")
     os.replace(path, aside)
-    return aside
+    warnings.warn(
+        f"{error}; moved to {aside.name}, going on from the step before", stacklevel=2
+    )
 
 
 def _why_not_saved(

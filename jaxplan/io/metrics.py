@@ -17,6 +17,8 @@ from typing import Any, SupportsFloat
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from jaxplan.core.processes import is_first
+
 Row = dict[str, Any]
 
 # The classes of generated modules are made at import; a type checker sees none.
@@ -32,6 +34,8 @@ _TIMED_GROUPS = ("time/", "memory/")
 class MetricsWriter:
     """Writes the metrics of one stage; rows are on disk when a call returns.
 
+    Of several processes only the first one writes.
+
     Args:
         run_dir: the run directory; ``metrics.jsonl`` and ``tensorboard/<stage>`` are
             made in it.
@@ -40,6 +44,9 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path | str, stage: str):
         self.stage = stage
+        self._silent = not is_first()
+        if self._silent:
+            return
         self._jsonl = Path(run_dir) / "metrics.jsonl"
         self._event_dir = Path(run_dir) / "tensorboard" / stage
         self._event_dir.mkdir(parents=True, exist_ok=True)
@@ -55,6 +62,8 @@ class MetricsWriter:
         Other stages' rows stay. TensorBoard drops the same steps when it meets the
         session start in the new event file.
         """
+        if self._silent:
+            return
         self._lines.close()
         _rewrite(
             self._jsonl,
@@ -75,6 +84,8 @@ class MetricsWriter:
         Raises:
             ValueError: a step that goes backwards, or a name without a group.
         """
+        if self._silent:
+            return
         self._check(step, values)
         now = time.time()
         numbers = {name: float(value) for name, value in values.items()}
@@ -90,6 +101,8 @@ class MetricsWriter:
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Show Markdown ``text`` in TensorBoard's text tab; not part of the JSONL."""
+        if self._silent:
+            return
         metadata = _summary_pb2.SummaryMetadata()
         metadata.plugin_data.plugin_name = "text"
         tensor = _tensor_pb2.TensorProto(
@@ -101,6 +114,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Close both files; further writes are errors."""
+        if self._silent:
+            return
         self._lines.close()
         if self._events is not None:
             self._events.close()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as LiveDisplay
+
+from jaxplan.core.processes import is_first
 
 
 class Progress:
@@ -51,7 +52,7 @@ class Progress:
         self._clock = clock
         self._start = clock()
         self._last_line = -math.inf
-        self._silent = jax.process_index() != 0
+        self._silent = not is_first()
         self._live: LiveDisplay | None = None
         self._task = TaskID(0)
         if not self._silent and self._stream.isatty():

@@ -1,8 +1,9 @@
 """The directory of a run: whose it is, by which config, and how far it has come.
 
 The same command always continues the run. A directory belongs to one config; a stage
-is done when its marker is there, and the marker holds its results. One process at a
-time works in it.
+is done when its marker is there, and the marker holds its results. One run at a time
+works in it; of several processes the first one writes, and the others see the same
+directory on a shared disk.
 """
 
 import fcntl
@@ -20,6 +21,7 @@ from typing import Any
 
 from jaxplan.config.reader import ConfigError, differences, load_config, to_yaml
 from jaxplan.config.schema import RunConfig
+from jaxplan.core.processes import first_alone, is_first
 
 # What --resume may change in a run that has begun. Of two entries the longer key wins;
 # all other keys shape the data or the arrays and must stay.
@@ -31,6 +33,7 @@ _MAY_CHANGE = {
     "name": _FREE,
     "run_root": _FREE,
     "stages": _FREE,
+    "mesh": _FREE,
     "sft": _UNFINISHED,
     "sft.batch_segments": None,
     "sft.held_out": None,
@@ -66,6 +69,7 @@ class RunDirectory:
 
     Raises:
         RunDirectoryError: another process works in it, or it is another config's.
+        OtherProcessError: the first process was refused.
     """
 
     def __init__(
@@ -79,15 +83,7 @@ class RunDirectory:
     ):
         self.path = Path(root).resolve() / config.name
         self._notify = notify
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        try:
-            if fresh and (self.path / "config.yaml").exists():
-                self._begin_anew()
-            self._settle_config(config, resume)
-        except BaseException:
-            self.close()
-            raise
+        first_alone(lambda: self._open(config, resume, fresh))
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -97,7 +93,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the directory back."""
-        _write_lock(self.path / "lock.json", owner=None)
+        if is_first():
+            _write_lock(self.path / "lock.json", owner=None)
 
     def is_done(self, stage: str) -> bool:
         """Tell whether a stage has finished."""
@@ -105,7 +102,7 @@ class RunDirectory:
 
     def finish(self, stage: str, results: dict[str, Any]) -> None:
         """Mark a stage as finished; ``results`` is JSON."""
-        _write_json(self._marker(stage), results)
+        first_alone(lambda: _write_json(self._marker(stage), results))
 
     def results(self, stage: str) -> dict[str, Any]:
         """Read what a finished stage left.
@@ -122,6 +119,17 @@ class RunDirectory:
 
     def _marker(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
+
+    def _open(self, config: RunConfig, resume: bool, fresh: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        try:
+            if fresh and (self.path / "config.yaml").exists():
+                self._begin_anew()
+            self._settle_config(config, resume)
+        except BaseException:
+            self.close()
+            raise
 
     def _lock(self) -> None:
         owner = _write_lock(self.path / "lock.json", owner=_this_process())

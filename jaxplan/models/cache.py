@@ -3,7 +3,8 @@
 Layers are unrolled and every layer owns its buffers, so that inside a donated scan
 carry each write happens in place; a stacked cache would be copied at every token. A
 lane's stream is cut into blocks, a buffer each, and blocks that no lane has reached
-are not read: slicing one long buffer instead would copy what it keeps.
+are not read: slicing one long buffer instead would copy what it keeps. The lanes that
+count are those of one device (``core.mesh.each_shard``), so nobody is asked.
 """
 
 import chex
@@ -14,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxplan.config.schema import ModelConfig
+from jaxplan.core.mesh import constrain
 from jaxplan.models.attention import attend, rotation_at
 from jaxplan.models.llama import layer_step, rms_norm
 from jaxplan.models.params import LlamaParams, cast_params
@@ -49,14 +51,13 @@ def init_cache(
     Keys and values are stored as ``dtype``, as a rule the model's compute dtype.
     """
 
+    def block(size: int) -> Float[Array, "B K _ H"]:
+        shape = batch, config.kv_heads, size, config.head_dim
+        return constrain(jnp.zeros(shape, dtype), "lanes", "kv_heads")
+
     def blocks() -> Blocks:
-        return tuple(
-            jnp.zeros(
-                (batch, config.kv_heads, min(BLOCK, capacity - start), config.head_dim),
-                dtype,
-            )
-            for start in range(0, capacity, BLOCK)
-        )
+        starts = range(0, capacity, BLOCK)
+        return tuple(block(min(BLOCK, capacity - start)) for start in starts)
 
     def full(value: int) -> Int[Array, "B S"]:
         return jnp.full((batch, capacity), value, jnp.int32)

@@ -39,24 +39,30 @@ def map_token_chunks(fn: Callable[..., Any], chunk: int, *arrays: Any) -> Any:
     """Apply ``fn`` to tokens, ``chunk`` at a time, remembering nothing in between.
 
     The backward pass computes every chunk again, so what ``fn`` builds inside, such as
-    logits, exists for one chunk only, in both passes.
+    logits, exists for one chunk only, in both passes. A chunk takes some tokens of
+    every lane, so lanes that are split over devices stay where they are.
 
     Args:
-        fn: maps pytrees of arrays [chunk, ...] to a pytree of arrays [chunk, ...]; what
-            it closes over is differentiated, too.
-        chunk: tokens per call; the last chunk is filled up with zeros.
-        arrays: pytrees of arrays whose first axis is tokens.
+        fn: maps pytrees of arrays [tokens, ...] to a pytree of arrays [tokens, ...];
+            what it closes over is differentiated, too.
+        chunk: tokens per call at most, but one of every lane at least; the last chunk
+            is filled up with zeros.
+        arrays: pytrees of arrays [B, M, ...] with M tokens of every lane.
     """
-    num_tokens = jax.tree.leaves(arrays)[0].shape[0]
-    padding = -num_tokens % chunk
+    lanes, length = jax.tree.leaves(arrays)[0].shape[:2]
+    width = min(length, max(1, chunk // lanes))
+    padding = -length % width
 
     def split(x):
-        padded = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(-1, chunk, *x.shape[1:])
+        padded = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.swapaxes(padded.reshape(lanes, -1, width, *x.shape[2:]), 0, 1)
 
     def join(y):
-        return y.reshape(-1, *y.shape[2:])[:num_tokens]
+        return jnp.swapaxes(y, 0, 1).reshape(lanes, -1, *y.shape[3:])[:, :length]
 
-    rematerialised = jax.checkpoint(fn)
-    chunks = jax.tree.map(split, arrays)
-    return jax.tree.map(join, lax.map(lambda args: rematerialised(*args), chunks))
+    def of_chunk(args):
+        flat = jax.tree.map(lambda x: x.reshape(lanes * width, *x.shape[2:]), args)
+        results = jax.checkpoint(fn)(*flat)
+        return jax.tree.map(lambda y: y.reshape(lanes, width, *y.shape[1:]), results)
+
+    return jax.tree.map(join, lax.map(of_chunk, jax.tree.map(split, arrays)))

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxplan.config.schema import ModelConfig
+from jaxplan.core.mesh import constrain
 from jaxplan.models.attention import Rotation, attend_causally, rotate, rotation_at
 from jaxplan.models.params import LayerParams, LlamaParams, cast_params
 from jaxplan.models.visibility import TokenMeta, visible
@@ -73,10 +74,12 @@ def forward(
     def attention(query, key, value):
         return attend_causally(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
 
+    # Said here, or the compiler may split activations like the weights they meet.
     def scan_layer(x, layer):
-        return layer_step(x, layer, rotation, attention, config), None
+        x = layer_step(x, layer, rotation, attention, config)
+        return constrain(x, "lanes"), None
 
     remember = config.remat == "none"
     step = scan_layer if remember else jax.checkpoint(scan_layer, prevent_cse=False)
-    x, _ = lax.scan(step, params.embed[tokens], params.layers)
+    x, _ = lax.scan(step, constrain(params.embed[tokens], "lanes"), params.layers)
     return rms_norm(x, params.final_norm, config.norm_eps)

@@ -9,7 +9,8 @@ the current weights) and then rounds, a ``lax.scan`` of static length. In a roun
 3. ``decode_steps`` more tokens are sampled, one by one.
 
 A lane in the middle of a plan has nothing to do in step 1 and uses step 2 for one more
-token: nobody waits for it. Lanes never communicate.
+token: nobody waits for it. Lanes never communicate, so every device of a mesh plays
+its own: what is in sight of one program here is one device's share.
 """
 
 import dataclasses
@@ -18,10 +19,13 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import ModelConfig, RolloutConfig
+from jaxplan.core.mesh import LANES, WHOLE, each_shard
 from jaxplan.core.roles import Role
+from jaxplan.core.specs import spec_tree
 from jaxplan.envs.base import TextEnv
 from jaxplan.models.cache import Cache, extend, init_cache
 from jaxplan.models.heads import lm_logits
@@ -74,9 +78,9 @@ class _Round:
     stream: Stream
     turns: Turns
     cache: Cache
-    dropped: Int[Array, ""]
-    encoded: Int[Array, ""]
-    env_steps: Int[Array, ""]
+    dropped: Int[Array, " B"]
+    encoded: Int[Array, " B"]
+    env_steps: Int[Array, " B"]
 
 
 def init_carry(
@@ -91,6 +95,21 @@ def init_carry(
         lanes=init_lanes(env, schedule, key, config.num_lanes),
         stream=prompt_stream(language.prompt, config.num_lanes, config.segment_tokens),
     )
+
+
+_SCHEDULE_SPECS = spec_tree(
+    Schedule, worlds=WHOLE, world=LANES, seed=LANES, mode=LANES, entries=LANES
+)
+_SEGMENT_SPECS = spec_tree(
+    Segment,
+    stream=LANES,
+    turns=LANES,
+    episodes=PartitionSpec(None, *LANES),
+    dropped_phrases=LANES,
+    encoded_tokens=LANES,
+    env_steps=LANES,
+    token_slots=LANES,
+)
 
 
 @partial(jax.jit, static_argnames=("env", "config", "model", "budget", "turn_tokens"))
@@ -125,17 +144,28 @@ def run_segment(
     Returns:
         The carry of the next segment, and this one.
     """
-    return _Rollout(
-        params=cast_params(unstack_layers(params), model),
-        language=language,
-        schedule=schedule,
-        gamma=gamma,
-        env=env,
-        config=config,
-        model=model,
-        budget=budget,
-        turn_tokens=turn_tokens,
-    ).run(carry)
+
+    def play(policy, carry, language, schedule, gamma):
+        return _Rollout(
+            params=policy,
+            language=language,
+            schedule=schedule,
+            gamma=gamma,
+            env=env,
+            config=config,
+            model=model,
+            budget=budget,
+            turn_tokens=turn_tokens,
+        ).run(carry)
+
+    on_lanes = each_shard(
+        play,
+        in_specs=(WHOLE, LANES, WHOLE, _SCHEDULE_SPECS, WHOLE),
+        out_specs=(LANES, _SEGMENT_SPECS),
+    )
+    # Cast before it is gathered: the copy to decode with is whole but for ``model``.
+    policy = cast_params(unstack_layers(params), model)
+    return on_lanes(policy, carry, language, schedule, jnp.float32(gamma))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +192,7 @@ class _Rollout:
             lambda many, one: jnp.concatenate([many, one[None]]), episodes, last
         )
         cfg = self.config
-        slots = cfg.num_lanes * cfg.rounds * (cfg.prefill_tokens + cfg.decode_steps)
+        slots = cfg.rounds * (cfg.prefill_tokens + cfg.decode_steps)
         segment = Segment(
             stream=state.stream,
             turns=state.turns,
@@ -170,15 +200,18 @@ class _Rollout:
             dropped_phrases=state.dropped,
             encoded_tokens=state.encoded,
             env_steps=state.env_steps,
-            token_slots=jnp.int32(slots),
+            token_slots=jnp.full_like(state.encoded, slots),
         )
         return self._next_carry(state), segment
 
+    @jax.named_scope("encode_prefix")
     def _encode_prefix(self, carry: Carry) -> _Round:
         """Read the prefix, all but its last token, which the first round reads."""
         cfg, stream = self.config, carry.stream
+        nothing = jnp.zeros_like(stream.cursor)
+        num_lanes = nothing.shape[0]
         cache = init_cache(
-            self.model, cfg.num_lanes, cfg.segment_tokens, self.model.compute_dtype
+            self.model, num_lanes, cfg.segment_tokens, self.model.compute_dtype
         )
         prefix = dataclasses.replace(stream, cursor=stream.cursor - 1)
 
@@ -191,7 +224,7 @@ class _Rollout:
         cache = jax.lax.while_loop(
             lambda cache: jnp.any(cache.cursor < prefix.cursor), read, cache
         )
-        turns = empty_turns(cfg.num_lanes, cfg.rounds + 2)
+        turns = empty_turns(num_lanes, cfg.rounds + 2)
         turns = dataclasses.replace(
             turns,
             start=turns.start.at[:, 0].set(stream.cursor),
@@ -202,9 +235,9 @@ class _Rollout:
             stream=stream,
             turns=turns,
             cache=cache,
-            dropped=jnp.int32(0),
-            encoded=jnp.int32(0),
-            env_steps=jnp.int32(0),
+            dropped=nothing,
+            encoded=nothing,
+            env_steps=nothing,
         )
 
     def _round(self, state: _Round, _: None) -> tuple[_Round, EpisodeEnd]:
@@ -218,6 +251,7 @@ class _Rollout:
         )
         return state, finished
 
+    @jax.named_scope("observe")
     def _observe(self, state: _Round, closing: bool) -> tuple[_Round, EpisodeEnd]:
         """Step the worlds that have an action to play, and describe them."""
         grammar, schedule = self.language.grammar, self.schedule
@@ -245,13 +279,13 @@ class _Rollout:
             stream=stream,
             turns=turns,
             dropped=state.dropped + dropped,
-            env_steps=state.env_steps + jnp.sum(played, dtype=jnp.int32),
+            env_steps=state.env_steps + played,
         )
         return state, episode_end
 
     def _describe(
         self, stream: Stream, lanes: Lane, observed: Bool[Array, " B"]
-    ) -> tuple[Stream, Int[Array, ""]]:
+    ) -> tuple[Stream, Int[Array, " B"]]:
         chunk = self.config.observation_tokens
         token, length, dropped = jax.vmap(
             lambda world: pack(self.language.table, self.env.describe(world), chunk)
@@ -269,9 +303,10 @@ class _Rollout:
             plan=_fill(NO_PLAN, token),
             active_plan=_fill(lanes.active_plan[:, None], token),
         )
-        lost = jnp.sum(jnp.where(observed, dropped, 0), dtype=jnp.int32)
+        lost = jnp.where(observed, dropped, 0).astype(jnp.int32)
         return append(stream, facts, jnp.where(observed, length, 0)), lost
 
+    @jax.named_scope("say")
     def _say(self, state: _Round, chunk: int) -> _Round:
         """Encode unread tokens, and let the lanes whose turn it is say one more."""
         cfg, grammar = self.config, self.language.grammar
@@ -312,7 +347,7 @@ class _Rollout:
             lanes=written,
             stream=stream,
             cache=cache,
-            encoded=state.encoded + jnp.sum(lengths, dtype=jnp.int32),
+            encoded=state.encoded + lengths,
         )
 
     def _room(self, state: _Round) -> Int[Array, " B"]:

@@ -40,18 +40,18 @@ class Segment:
         turns: the turns, in order.
         episodes: episodes that ended, [rounds + 1, B].
         dropped_phrases: phrases that found no room in an observation.
-        encoded_tokens: tokens the model read or wrote, over all lanes.
-        env_steps: steps of all worlds, sleeping ones included.
-        token_slots: tokens it had room for in the same calls.
+        encoded_tokens: tokens the model read or wrote.
+        env_steps: steps of the world, sleeping ones included.
+        token_slots: tokens the model had room for in the same calls.
     """
 
     stream: Stream
     turns: Turns
     episodes: EpisodeEnd
-    dropped_phrases: Int[Array, ""]
-    encoded_tokens: Int[Array, ""]
-    env_steps: Int[Array, ""]
-    token_slots: Int[Array, ""]
+    dropped_phrases: Int[Array, " B"]
+    encoded_tokens: Int[Array, " B"]
+    env_steps: Int[Array, " B"]
+    token_slots: Int[Array, " B"]
 
 
 def empty_turns(num_lanes: int, slots: int) -> Turns:

@@ -7,7 +7,7 @@ what they earn belongs to the turn before.
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.config.schema import CollectConfig
+from jaxplan.core.processes import agree, is_first
 from jaxplan.envs.base import Expert, Phrases, TextEnv
 from jaxplan.io.datasets import DatasetWriter
 from jaxplan.io.stopping import Stopped, StopRequest
@@ -72,37 +73,55 @@ def collect(
         stop: asked between two batches of episodes.
 
     Returns:
-        The dataset's card.
+        The dataset's card; nothing in any process but the first.
 
     Raises:
         Stopped: someone asked; whole batches are kept.
     """
-    writer = DatasetWriter(directory, about, shard_episodes=config.lanes)
+    writer = None
+    if is_first():  # it plays alone; the others only learn when to stop
+        writer = DatasetWriter(directory, about, shard_episodes=config.lanes)
     tables = (
         make_phrase_table(teacher.tokenizer, teacher.env.phrases),
         make_phrase_table(teacher.tokenizer, teacher.expert.phrases),
     )
     turns = 0
-    for first in range(writer.episodes, config.episodes, config.lanes):
-        numbers = np.arange(first, first + config.lanes)
-        seeds = jnp.asarray(_episode_seeds(seed, numbers))
-        played = play_scripted(
-            make_worlds(teacher.env, seeds),
-            seeds,
-            env=teacher.env,
-            player=teacher.expert,
-            steps=config.steps,
-            noise=config.action_noise,
-        )
-        for lane, columns in enumerate(_write_down(played, teacher, tables)):
-            if numbers[lane] < config.episodes:
-                every = _plan_every(config, seed, int(numbers[lane]))
-                writer.add_episode(_speak_every(columns, every))
+    done = agree(writer.episodes if writer else 0)
+    for first in range(done, config.episodes, config.lanes):
+        if writer:
+            numbers = np.arange(first, min(first + config.lanes, config.episodes))
+            for columns in _play(teacher, config, seed, numbers, tables):
+                writer.add_episode(columns)
                 turns += len(columns["step"])
         progress(min(first + config.lanes, config.episodes), turns)
         if stop.requested:
             raise Stopped
-    return writer.close()
+    return writer.close() if writer else {}
+
+
+def _play(
+    teacher: Teacher,
+    config: CollectConfig,
+    seed: int,
+    numbers: np.ndarray,
+    tables: tuple[PhraseTable, PhraseTable],
+) -> Iterator[dict[str, Any]]:
+    """The turns of trajectories; all batches are of one size, the last one, too."""
+    first = int(numbers[0])
+    seeds = jnp.asarray(
+        _episode_seeds(seed, np.arange(first, first + config.lanes)), jnp.int32
+    )
+    played = play_scripted(
+        make_worlds(teacher.env, seeds),
+        seeds,
+        env=teacher.env,
+        player=teacher.expert,
+        steps=config.steps,
+        noise=config.action_noise,
+    )
+    written = _write_down(played, teacher, tables)
+    for number, columns in zip(numbers.tolist(), written, strict=False):
+        yield _speak_every(columns, _plan_every(config, seed, number))
 
 
 def _episode_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:

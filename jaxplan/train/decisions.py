@@ -161,14 +161,7 @@ def score(
             legal_mass=mass,
         )
 
-    shape = decisions.token.shape
-    flat = jax.tree.map(
-        lambda array: array.reshape(shape[0] * shape[1], *array.shape[2:]),
-        (at, decisions.token, decisions.state),
-    )
-    chunk = min(_CHUNK, shape[0] * shape[1])
-    scores = map_token_chunks(score_chunk, chunk, *flat)
-    return jax.tree.map(lambda array: array.reshape(shape), scores)
+    return map_token_chunks(score_chunk, _CHUNK, at, decisions.token, decisions.state)
 
 
 def _entropy(

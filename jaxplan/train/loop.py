@@ -5,6 +5,7 @@ what it says, and never looks at a value before the next program is on its way.
 """
 
 import dataclasses
+import functools
 import resource
 import time
 from contextlib import closing
@@ -14,32 +15,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxplan.config.schema import RunConfig
 from jaxplan.core.masked import masked_mean
-from jaxplan.core.runtime import settle
+from jaxplan.core.mesh import (
+    LANES,
+    WHOLE,
+    check_tensors,
+    make_mesh,
+    num_shards,
+    settle,
+    sharding_on,
+)
 from jaxplan.envs.base import TextEnv
-from jaxplan.io.checkpoints import latest_step, load_checkpoint, save_checkpoint
+from jaxplan.io.checkpoints import load_checkpoint, save_checkpoint
 from jaxplan.io.metrics import MetricsWriter
 from jaxplan.io.progress import Progress
 from jaxplan.io.stopping import Stopped, StopRequest
-from jaxplan.models.params import AgentParams, LlamaParams, init_params
+from jaxplan.models.params import AgentParams, LlamaParams, agent_specs
 from jaxplan.plan.grammar import DYNAMIC
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
 from jaxplan.rollout.schedule import make_worlds, training_schedule
 from jaxplan.rollout.segment import Segment
 from jaxplan.train.data import SegmentData
-from jaxplan.train.optim import (
-    Learner,
-    bad_leaves,
-    init_learner,
-    make_optimizer,
-)
+from jaxplan.train.optim import Learner, bad_leaves, make_optimizer
 from jaxplan.train.ppo import update
 from jaxplan.train.sft import batch_indices, sft_update, sft_validate
+from jaxplan.train.state import (
+    abstract_learner,
+    begin_learner,
+    draw_params,
+    resume,
+    with_shardings,
+)
 
 _MAX_SKIPPED = 3  # updates in a row that may be lost to a gradient that is not finite
-_VALIDATION_BATCH = 16
+_VALIDATION_BATCH = 16  # segments at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +80,43 @@ class Setting:
         """Where a stage keeps its checkpoints."""
         return self.run_dir / "checkpoints" / stage
 
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The devices of the run."""
+        return make_mesh(self.config.mesh)
+
+    @property
+    def specs(self) -> Any:
+        """A declaration for every tensor that learns."""
+        return agent_specs(self.config.model, self.vocab_size)
+
+
+def check_mesh(setting: Setting) -> None:
+    """Refuse a mesh that does not divide what it is to split.
+
+    Raises:
+        ValueError: with the numbers, and what to change.
+    """
+    config, mesh = setting.config, setting.mesh
+    check_tensors(setting.specs, mesh)
+    shards = num_shards(mesh)
+    parts = f"mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']}"
+    minibatches = config.ppo.num_minibatches
+    if config.rollout.num_lanes % (shards * minibatches):
+        raise ValueError(
+            f"rollout.num_lanes={config.rollout.num_lanes} is not divisible by "
+            f"{parts} x ppo.num_minibatches={minibatches}"
+        )
+    if config.sft.batch_segments % shards:
+        raise ValueError(
+            f"sft.batch_segments={config.sft.batch_segments} is not divisible by "
+            f"{parts}"
+        )
+
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _abstract(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _raise_if_lost(learner: Learner, metrics: dict[str, float], name: str) -> None:
@@ -115,12 +156,17 @@ def train_sft(
         )
     total = sft.epochs * per_epoch
     optimizer = make_optimizer(sft.optimizer, total)
-    params = init_params(jax.random.key(config.seed), config.model, setting.vocab_size)
-    learner, first = _resume(setting, "sft", init_learner(params, optimizer))
-    sizes = {"model": config.model, "history": config.rollout.history}
+
+    def begin() -> Learner:
+        params = draw_params(jax.random.key(config.seed), setting.specs, setting.mesh)
+        return begin_learner(params, setting.specs, optimizer, setting.mesh)
+
+    target = abstract_learner(setting.specs, optimizer, setting.mesh)
+    learner, first = resume(setting.checkpoints("sft"), target, begin)
     tokens = sft.batch_segments * config.rollout.segment_tokens
     validation: dict[str, float] = {}
     with (
+        jax.set_mesh(setting.mesh),
         closing(MetricsWriter(setting.run_dir, "sft")) as writer,
         Progress("sft", total, done=first) as progress,
     ):
@@ -136,14 +182,15 @@ def train_sft(
                 optimizer=optimizer,
                 max_targets=train.max_targets,
                 config=sft,
-                **sizes,
+                model=config.model,
+                history=config.rollout.history,
             )
             row = {name: float(value) for name, value in metrics.items()}
             _raise_if_lost(learner, row, "sft")
             row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
             done = number + 1
             if done % sft.validate_every == 0 or done == total:
-                validation = _validate(learner.params, held_out, sizes)
+                validation = _validate(setting, learner.params, held_out)
                 row |= validation
             writer.scalars(number, row)
             progress.update(
@@ -161,26 +208,23 @@ def train_sft(
 
 
 def _validate(
-    params: AgentParams, data: SegmentData, sizes: dict[str, Any]
+    setting: Setting, params: AgentParams, data: SegmentData
 ) -> dict[str, float]:
     """Mean over batches; the last one is filled up with segments seen before."""
+    shards = num_shards(setting.mesh)
+    size = -(-_VALIDATION_BATCH // shards) * shards
     rows = []
-    for start in range(0, len(data), _VALIDATION_BATCH):
-        indices = np.arange(start, start + _VALIDATION_BATCH) % len(data)
+    for start in range(0, len(data), size):
+        indices = np.arange(start, start + size) % len(data)
         metrics = sft_validate(
-            params, data.batch(indices), max_targets=data.max_targets, **sizes
+            params,
+            data.batch(indices),
+            max_targets=data.max_targets,
+            model=setting.config.model,
+            history=setting.config.rollout.history,
         )
         rows.append({name: float(value) for name, value in metrics.items()})
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def _resume(setting: Setting, stage: str, fresh: Any) -> tuple[Any, int]:
-    """The state of the stage's newest good checkpoint and its step, or a fresh one."""
-    directory = setting.checkpoints(stage)
-    if latest_step(directory) is None:
-        return fresh, 0
-    state, _ = load_checkpoint(directory, None, _abstract(fresh))
-    return state, latest_step(directory) or 0
 
 
 def load_policy(setting: Setting, stage: str) -> AgentParams:
@@ -188,10 +232,10 @@ def load_policy(setting: Setting, stage: str) -> AgentParams:
     config = setting.config
     stage_config = config.sft if stage == "sft" else config.ppo
     optimizer = make_optimizer(stage_config.optimizer, 1)
-    params = init_params(jax.random.key(0), config.model, setting.vocab_size)
-    learner = init_learner(params, optimizer)
-    target = learner if stage == "sft" else _ppo_state(setting, learner)
-    state, _ = load_checkpoint(setting.checkpoints(stage), None, _abstract(target))
+    target = abstract_learner(setting.specs, optimizer, setting.mesh)
+    if stage == "ppo":
+        target = _abstract_state(setting, target)
+    state, _ = load_checkpoint(setting.checkpoints(stage), None, target)
     return state.params if stage == "sft" else state["learner"].params
 
 
@@ -204,15 +248,36 @@ def _pool_seeds(setting: Setting, first: int, count: int) -> jax.Array:
     return jnp.asarray(np.array(seeds, np.int32))
 
 
-def _ppo_state(setting: Setting, learner: Learner) -> dict[str, Any]:
-    """All that lives on between two iterations."""
+def _begin_play(setting: Setting, pool_seeds: jax.Array) -> dict[str, Any]:
+    """A pool of worlds, and lanes that wait for one."""
     config = setting.config
-    pool = make_worlds(setting.env, _pool_seeds(setting, 0, config.env.pool_size))
-    lanes = config.rollout.num_lanes
+    pool = make_worlds(setting.env, pool_seeds)
     key = jax.random.key(config.seed)
-    schedule = training_schedule(pool, key, DYNAMIC, lanes)
+    schedule = training_schedule(pool, key, DYNAMIC, config.rollout.num_lanes)
     carry = init_carry(setting.env, setting.language, schedule, key, config.rollout)
-    return {"learner": learner, "carry": carry, "pool": pool}
+    return {"carry": carry, "pool": pool}
+
+
+def _play_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+    """Every lane on its device; the pool on all, so that any lane finds any world."""
+    return {"carry": sharding_on(mesh, LANES), "pool": sharding_on(mesh, WHOLE)}
+
+
+def _abstract_state(setting: Setting, learner: Learner) -> dict[str, Any]:
+    """All that lives on between two iterations: shapes, and where it lies."""
+    seeds = jax.ShapeDtypeStruct((setting.config.env.pool_size,), jnp.int32)
+    play = jax.eval_shape(functools.partial(_begin_play, setting), seeds)
+    return {"learner": learner} | with_shardings(play, _play_shardings(setting.mesh))
+
+
+def begin_state(setting: Setting, learner: Learner) -> dict[str, Any]:
+    """All that lives on between two iterations, before the first one."""
+    seeds = _pool_seeds(setting, 0, setting.config.env.pool_size)
+    begin = jax.jit(
+        functools.partial(_begin_play, setting),
+        out_shardings=_play_shardings(setting.mesh),
+    )
+    return {"learner": learner} | begin(seeds)
 
 
 @jax.jit
@@ -242,18 +307,24 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     optimizer = make_optimizer(
         ppo.optimizer, updates, value_ratio=ppo.value_learning_rate_ratio
     )
-    reference = primed.llama
-    own = jax.tree.map(jnp.copy, primed)  # the learner's buffers are donated
-    fresh = _ppo_state(setting, init_learner(own, optimizer))
-    state, first = _resume(setting, "ppo", settle(fresh))
+
+    def begin() -> dict[str, Any]:
+        learner = begin_learner(primed, setting.specs, optimizer, setting.mesh)
+        return begin_state(setting, learner)
+
+    learner = abstract_learner(setting.specs, optimizer, setting.mesh)
+    target = _abstract_state(setting, learner)
+    state, first = resume(setting.checkpoints("ppo"), target, begin)
     env_steps = 0
     with (
+        jax.set_mesh(setting.mesh),
         closing(MetricsWriter(setting.run_dir, "ppo")) as writer,
         Progress("ppo", ppo.iterations, done=first) as progress,
     ):
         writer.resume_from(first)
+        setting = dataclasses.replace(setting, language=settle(setting.language))
         for number in range(first, ppo.iterations):
-            state, row = _iteration(setting, state, reference, optimizer, number)
+            state, row = iteration(setting, state, primed.llama, optimizer, number)
             _raise_if_lost(state["learner"], row, "ppo")
             env_steps += int(row["rollout/env_steps"])
             writer.scalars(number, row)
@@ -279,7 +350,7 @@ def _shown(row: dict[str, float]) -> dict[str, float]:
     return {short: row[name] for short, name in names.items() if name in row}
 
 
-def _iteration(
+def iteration(
     setting: Setting,
     state: dict[str, Any],
     reference: LlamaParams,
@@ -358,6 +429,7 @@ def _refresh(setting: Setting, pool: Any, number: int) -> Any:
 def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
     """What a segment says of play; means are NaN where there was nothing."""
     end, ends = segment.turns.end, segment.episodes
+    tokens = jnp.sum(segment.encoded_tokens)
     planned = (end.planned & end.complete).astype(jnp.float32)
     plan_tokens = jnp.where(end.complete, end.plan_tokens, 0).astype(jnp.float32)
     plans = jnp.maximum(jnp.sum(planned), 1.0)
@@ -375,13 +447,13 @@ def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
         "env/episodes": jnp.sum(ends.finished),
         "env/reward_per_turn": masked_mean(end.reward, end.complete),
         "rollout/turns": jnp.sum(end.complete),
-        "rollout/env_steps": segment.env_steps,
-        "rollout/tokens": segment.encoded_tokens,
+        "rollout/env_steps": jnp.sum(segment.env_steps),
+        "rollout/tokens": tokens,
         "rollout/plan_rate": masked_mean(planned, end.complete),
         "rollout/plan_tokens_per_turn": masked_mean(plan_tokens, end.complete),
         "rollout/plan_tokens_per_plan": jnp.sum(plan_tokens) / plans,
-        "rollout/utilisation": segment.encoded_tokens / segment.token_slots,
+        "rollout/utilisation": tokens / jnp.sum(segment.token_slots),
         "rollout/stream_fill": jnp.mean(segment.stream.cursor)
         / segment.stream.tokens.token.shape[1],
-        "rollout/dropped_phrases": segment.dropped_phrases,
+        "rollout/dropped_phrases": jnp.sum(segment.dropped_phrases),
     }

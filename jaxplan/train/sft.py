@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import ModelConfig, SftConfig
 from jaxplan.core.masked import masked_mean
+from jaxplan.core.mesh import split_by_lane
 from jaxplan.core.roles import Role
 from jaxplan.models.heads import lm_logits, map_token_chunks
 from jaxplan.models.llama import forward
@@ -57,6 +58,7 @@ def imitate(
     history: int,
 ) -> _Targets:
     """Score every token that has a loss."""
+    segments = split_by_lane(segments)
     length = segments.token.shape[1]
     position = jnp.broadcast_to(jnp.arange(length), segments.token.shape)
     meta = TokenMeta(
@@ -77,12 +79,10 @@ def imitate(
         loss = -jnp.take_along_axis(log_probs, target[:, None], axis=-1)[:, 0]
         return loss, jnp.argmax(logits, axis=-1) == target
 
-    flat = at.reshape(-1, at.shape[-1]), target.reshape(-1)
-    chunk = min(_CHUNK, target.size)
-    loss, correct = map_token_chunks(score_chunk, chunk, *flat)
+    loss, correct = map_token_chunks(score_chunk, _CHUNK, at, target)
     return _Targets(
-        loss=loss.reshape(mask.shape),
-        correct=correct.reshape(mask.shape),
+        loss=loss,
+        correct=correct,
         role=jnp.take_along_axis(segments.role, places, axis=1),
         mask=mask,
     )

@@ -53,19 +53,20 @@ def log_probs(llama, hidden, targets):
     return {"log_prob": picked, "entropy": -jnp.sum(jnp.exp(logs) * logs, axis=1)}
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+@pytest.mark.parametrize("chunk", [1, 4, 6, 7, 100])
 def test_chunks_change_neither_values_nor_gradients(chunk):
     llama = init_params(jax.random.key(0), TINY_MODEL, TINY_VOCAB).llama
-    hidden = jax.random.normal(jax.random.key(1), (21, 32))
-    targets = jax.random.randint(jax.random.key(2), (21,), 0, TINY_VOCAB)
+    hidden = jax.random.normal(jax.random.key(1), (3, 7, 32))
+    targets = jax.random.randint(jax.random.key(2), (3, 7), 0, TINY_VOCAB)
 
     def loss(llama, hidden, chunk):
         def score(hidden, targets):
             return log_probs(llama, hidden, targets)
 
         scores = map_token_chunks(score, chunk, hidden, targets)
-        assert scores["entropy"].shape == (21,)
-        return jnp.sum(scores["log_prob"] * jnp.arange(21)) + scores["entropy"].sum()
+        assert scores["entropy"].shape == (3, 7)
+        weights = jnp.arange(21.0).reshape(3, 7)
+        return jnp.sum(scores["log_prob"] * weights) + scores["entropy"].sum()
 
     graded = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), static_argnums=2)
     expected, gradient = graded(llama, hidden, 21)
@@ -81,8 +82,8 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary():
     llama = jax.eval_shape(lambda: init_params(jax.random.key(0), config, vocab)).llama
 
     def temp_bytes(num_tokens):
-        hidden = jax.ShapeDtypeStruct((num_tokens, width), jnp.float32)
-        targets = jax.ShapeDtypeStruct((num_tokens,), jnp.int32)
+        hidden = jax.ShapeDtypeStruct((4, num_tokens // 4, width), jnp.float32)
+        targets = jax.ShapeDtypeStruct((4, num_tokens // 4), jnp.int32)
 
         def loss(llama, hidden, targets):
             def score(hidden, targets):

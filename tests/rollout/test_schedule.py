@@ -84,8 +84,8 @@ def test_a_panel_is_played_once_and_then_the_lanes_are_still(panel):
     assert played == {(s, m): 1 for s in range(WORLDS) for m in MODES}
     last = panel.segments[-1]
     assert not np.asarray(panel.carries[-1].lanes.live).any()
-    assert last.env_steps == 0
-    assert last.encoded_tokens == ROLLOUT.num_lanes, "the last token of each prompt"
+    assert not last.env_steps.any()
+    assert (last.encoded_tokens == 1).all(), "the last token of each prompt"
     assert (np.asarray(last.stream.tokens.role) <= Role.PROMPT).all()
     assert not np.asarray(last.turns.end.complete).any()
 

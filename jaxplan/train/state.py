@@ -1,0 +1,97 @@
+"""What the stages carry on: where each part of it lies, its beginning, its resumption.
+
+State is made by one compiled program whose results are already split over the mesh, so
+no device ever holds the whole of what it is to hold a part of; restored state is read
+from disk straight to where it belongs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from jaxplan.core.mesh import WHOLE, sharding_on, shardings_of
+from jaxplan.core.specs import abstract_tensors, init_tensors, spec_tree
+from jaxplan.io.checkpoints import latest_step, load_checkpoint
+from jaxplan.train.optim import Learner, init_learner
+
+PyTree = Any
+
+
+def draw_params(key: PRNGKeyArray, specs: PyTree, mesh: Mesh) -> PyTree:
+    """Draw every tensor of a spec tree, each device its own part."""
+    draw = jax.jit(
+        lambda key: init_tensors(key, specs), out_shardings=shardings_of(specs, mesh)
+    )
+    return draw(key)
+
+
+def learner_shardings(
+    specs: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Learner:
+    """Where a learner lies: moments like the tensors they belong to, counters whole."""
+    params, whole = shardings_of(specs, mesh), sharding_on(mesh, WHOLE)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, abstract_tensors(specs)),
+        params,
+        transform_non_params=lambda _: whole,
+    )
+    return spec_tree(
+        Learner,
+        params=params,
+        opt_state=moments,
+        skipped=whole,
+        bad_leaves=jax.tree.map(lambda _: whole, params),
+    )
+
+
+def begin_learner(
+    params: PyTree,
+    specs: PyTree,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Learner:
+    """A learner before its first update, with a copy of ``params`` of its own."""
+
+    def begin(params: PyTree) -> Learner:
+        return init_learner(jax.tree.map(jnp.copy, params), optimizer)
+
+    shardings = learner_shardings(specs, optimizer, mesh)
+    return jax.jit(begin, out_shardings=shardings)(params)
+
+
+def abstract_learner(
+    specs: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Learner:
+    """What a checkpoint of a learner holds, and where it is to go."""
+    shapes = jax.eval_shape(
+        lambda p: init_learner(p, optimizer), abstract_tensors(specs)
+    )
+    return with_shardings(shapes, learner_shardings(specs, optimizer, mesh))
+
+
+def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Say of abstract arrays where they lie; ``shardings`` may be a prefix."""
+    each = jax.tree.broadcast(shardings, shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        each,
+    )
+
+
+def resume(
+    directory: Path, target: PyTree, begin: Callable[[], PyTree]
+) -> tuple[PyTree, int]:
+    """The newest good checkpoint and its step, or a beginning."""
+    if latest_step(directory) is None:
+        return begin(), 0
+    state, _ = load_checkpoint(directory, None, target)
+    return state, latest_step(directory) or 0
