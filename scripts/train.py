@@ -74,6 +74,8 @@ class Run:
 
     def __init__(self, config: RunConfig, run, stop, compile_seconds) -> None:
         """Make tokenizer, world and language; refuse sizes that do not fit."""
+        import jax
+
         from jaxplan.envs.worlds import make_env
         from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
         from jaxplan.text.tokenizer import load_tokenizer
@@ -95,6 +97,9 @@ class Run:
             stop=stop,
         )
         check_mesh(self.setting)
+        used, there = self.setting.mesh.size, jax.device_count()
+        if used < there:
+            _say(f"mesh: {used} of {there} devices; mesh.data=-1 takes all")
 
     def run_stages(self) -> None:
         """Run every stage that has not finished, in order, and time it."""
