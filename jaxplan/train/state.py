@@ -36,12 +36,17 @@ def learner_shardings(
 ) -> Learner:
     """Where a learner lies: moments like the tensors they belong to, counters whole."""
     params, whole = shardings_of(specs, mesh), sharding_on(mesh, WHOLE)
+
+    def is_masked(moment: Any) -> bool:  # where another optimizer has the tensor
+        return isinstance(moment, optax.MaskedNode)
+
     moments = optax.tree.map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda moment, sharding: moment if is_masked(moment) else sharding,
         jax.eval_shape(optimizer.init, abstract_tensors(specs)),
         params,
         transform_non_params=lambda _: whole,
+        is_leaf=is_masked,
     )
     return spec_tree(
         Learner,

@@ -266,14 +266,29 @@ def test_parameters_and_optimizer_state_are_really_split(on_mesh, shape, parts):
     optimizer = make_optimizer(OptimizerConfig(), 10)
     params = draw_params(jax.random.key(0), own.specs, own.mesh)
     learner = learner_on(own, params, optimizer)
-    adam = learner.opt_state[1]
+    mu, nu = (optax.tree.get(learner.opt_state, name) for name in ("mu", "nu"))
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    for tree in (params, learner.params, adam.mu, adam.nu):
+    for tree in (params, learner.params, mu, nu):
         (held,) = bytes_by_device(tree)
         # Norms are split over fsdp alone, and the value head's last bias not at all.
         assert whole / parts <= held < whole / parts * 1.02
-    (rest,) = bytes_by_device((adam.count, learner.skipped, learner.bad_leaves))
+    (rest,) = bytes_by_device((learner.skipped, learner.bad_leaves))
     assert rest < 64
+
+
+def test_the_moments_of_muon_lie_where_their_tensors_do(on_mesh):
+    own = on_mesh((2, 2, 2))
+    optimizer = make_optimizer(OptimizerConfig(kind="muon"), 10)
+    params = draw_params(jax.random.key(0), own.specs, own.mesh)
+    learner = learner_on(own, params, optimizer)
+    moments = optax.tree.get_all_with_path(learner.opt_state, "mu")
+    places = [
+        (leaf.shape, leaf.sharding.spec)
+        for _, tree in moments
+        for leaf in jax.tree.leaves(tree)
+    ]
+    expected = [(leaf.shape, leaf.sharding.spec) for leaf in jax.tree.leaves(params)]
+    assert sorted(map(str, places)) == sorted(map(str, expected))
 
 
 @pytest.fixture(scope="module")
