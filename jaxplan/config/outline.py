@@ -11,8 +11,8 @@ import tokenize
 import typing
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
-from types import NoneType
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -85,7 +85,9 @@ def _describe(kind: Any) -> str:
     if origin is tuple:
         items = ["..." if item is Ellipsis else _describe(item) for item in args]
         return f"[{', '.join(items)}]"
-    return kind.__name__
+    if origin in (Union, UnionType):
+        return " | ".join(_describe(member) for member in args)
+    return "null" if kind is NoneType else kind.__name__
 
 
 def _comments(section: type) -> dict[str, str]:

@@ -95,6 +95,8 @@ class RopeScalingConfig:
 class ModelConfig:
     """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU."""
 
+    weights: str | None = None  # Hugging Face folder to start from, with its own shape
+    vocab_size: PositiveInt | None = None  # null: as many as the tokenizer has ids
     width: PositiveInt = 128
     layers: PositiveInt = 3
     heads: PositiveInt = 4
@@ -105,6 +107,8 @@ class ModelConfig:
     rope_scaling: RopeScalingConfig | None = None
     norm_eps: PositiveFloat = 1e-5
     tie_embeddings: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "layer"] = "layer"
 

@@ -40,15 +40,23 @@ def layer_step(
 ) -> Float[Array, "B T D"]:
     """One layer: attention, then feed-forward, each added to the residual stream."""
     normed = rms_norm(x, layer.attention_norm, config.norm_eps)
-    query = rotate(jnp.einsum("btd,dnh->btnh", normed, layer.query), rotation)
-    key = rotate(jnp.einsum("btd,dkh->btkh", normed, layer.key), rotation)
-    value = jnp.einsum("btd,dkh->btkh", normed, layer.value)
-    mixed = attention(query, key, value)
-    x = x + jnp.einsum("btnh,nhd->btd", mixed, layer.attention_out)
+    query = _linear("btd,dnh->btnh", normed, layer.query, layer.query_bias)
+    key = _linear("btd,dkh->btkh", normed, layer.key, layer.key_bias)
+    value = _linear("btd,dkh->btkh", normed, layer.value, layer.value_bias)
+    mixed = attention(rotate(query, rotation), rotate(key, rotation), value)
+    out = layer.attention_out, layer.attention_out_bias
+    x = x + _linear("btnh,nhd->btd", mixed, *out)
 
     normed = rms_norm(x, layer.ffn_norm, config.norm_eps)
-    gated = jax.nn.silu(normed @ layer.gate) * (normed @ layer.up)
-    return x + gated @ layer.down
+    gate = _linear("btd,df->btf", normed, layer.gate, layer.gate_bias)
+    up = _linear("btd,df->btf", normed, layer.up, layer.up_bias)
+    gated = jax.nn.silu(gate) * up
+    return x + _linear("btf,fd->btd", gated, layer.down, layer.down_bias)
+
+
+def _linear(subscripts, x, weights, bias):
+    out = jnp.einsum(subscripts, x, weights)
+    return out if bias is None else out + jnp.broadcast_to(bias, out.shape)
 
 
 def forward(

@@ -22,7 +22,7 @@ ones = jax.nn.initializers.ones
 
 @chex.dataclass(frozen=True)
 class LayerParams:
-    """One layer, or all of them stacked along a first axis L."""
+    """One layer, or all of them stacked along a first axis L; biases may be None."""
 
     attention_norm: Float[Array, "*layers D"]
     query: Float[Array, "*layers D N H"]
@@ -33,6 +33,13 @@ class LayerParams:
     gate: Float[Array, "*layers D F"]
     up: Float[Array, "*layers D F"]
     down: Float[Array, "*layers F D"]
+    query_bias: Float[Array, "*layers N H"] | None = None
+    key_bias: Float[Array, "*layers K H"] | None = None
+    value_bias: Float[Array, "*layers K H"] | None = None
+    attention_out_bias: Float[Array, "*layers D"] | None = None
+    gate_bias: Float[Array, "*layers F"] | None = None
+    up_bias: Float[Array, "*layers F"] | None = None
+    down_bias: Float[Array, "*layers D"] | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -76,6 +83,10 @@ def layer_specs(config: ModelConfig) -> LayerParams:
             (depth, *axes.values()), ("layers", *axes.keys()), init, jnp.float32
         )
 
+    def bias(wanted, **axes):
+        return spec(zeros, **axes) if wanted else None
+
+    attention, mlp = config.attention_bias, config.mlp_bias
     return spec_tree(
         LayerParams,
         attention_norm=spec(ones, width=width),
@@ -92,6 +103,13 @@ def layer_specs(config: ModelConfig) -> LayerParams:
         gate=spec(from_width, width=width, ffn=ffn),
         up=spec(from_width, width=width, ffn=ffn),
         down=spec(normal(ffn**-0.5 * residual), ffn=ffn, width=width),
+        query_bias=bias(attention, heads=heads, head_dim=head_dim),
+        key_bias=bias(attention, kv_heads=kv_heads, head_dim=head_dim),
+        value_bias=bias(attention, kv_heads=kv_heads, head_dim=head_dim),
+        attention_out_bias=bias(attention, width=width),
+        gate_bias=bias(mlp, ffn=ffn),
+        up_bias=bias(mlp, ffn=ffn),
+        down_bias=bias(mlp, width=width),
     )
 
 

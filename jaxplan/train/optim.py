@@ -122,9 +122,11 @@ def _layer_matrices(params: Any) -> Any:
 
 def _is_matrix(params: Any) -> Any:
     """Which tensors decay: neither biases nor the norms, stacked though these are."""
-    return jax.tree.map_with_path(
-        lambda path, leaf: leaf.ndim > 1 and not path[-1].name.endswith("norm"), params
-    )
+
+    def decays(path: Any, leaf: Array) -> bool:
+        return leaf.ndim > 1 and not path[-1].name.endswith(("norm", "bias"))
+
+    return jax.tree.map_with_path(decays, params)
 
 
 def init_learner(

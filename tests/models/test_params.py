@@ -16,15 +16,20 @@ from jaxplan.models.params import (
 from tests.fakes import TINY_MODEL, TINY_VOCAB
 
 
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_what_is_declared_is_what_is_drawn(tied):
-    config = dataclasses.replace(TINY_MODEL, tie_embeddings=tied)
+def test_what_is_declared_is_what_is_drawn(tied, biased):
+    config = dataclasses.replace(
+        TINY_MODEL, tie_embeddings=tied, attention_bias=biased, mlp_bias=biased
+    )
     params = init_params(jax.random.key(0), config, TINY_VOCAB)
     specs = agent_specs(config, TINY_VOCAB)
     assert isinstance(params, AgentParams)
     assert jax.tree.structure(params) == jax.tree.structure(specs)
     assert jax.eval_shape(lambda: params) == abstract_tensors(specs)
     assert (params.llama.lm_head is None) == tied
+    assert (params.llama.layers.query_bias is None) != biased
+    assert (params.llama.layers.down_bias is None) != biased
     # Construction, unlike tree maps, checks shapes in the tests.
     dataclasses.replace(params.llama.layers)
     dataclasses.replace(params.llama)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxplan.config.schema import OptimizerConfig
-from jaxplan.models.params import AgentParams, init_params
+from jaxplan.models.params import AgentParams, agent_specs, init_params
 from jaxplan.train.optim import (
     bad_leaves,
     init_learner,
@@ -114,6 +114,18 @@ def test_only_matrices_decay(params):
         name = jax.tree_util.keystr(path)
         share = 1 if name in kept else 1 - 1e-2 * 0.5
         np.testing.assert_allclose(new, share * old, rtol=1e-6, err_msg=name)
+
+
+def test_the_biases_of_layers_do_not_decay_stacked_though_they_are():
+    model = dataclasses.replace(TINY_MODEL, attention_bias=True, mlp_bias=True)
+    ones = jax.tree.map(lambda spec: jnp.ones(spec.shape), agent_specs(model, 20))
+    optimizer = make_optimizer(dataclasses.replace(FLAT, weight_decay=0.5), 10)
+    nothing = jax.tree.map(jnp.zeros_like, ones)
+    updates, _ = optimizer.update(nothing, optimizer.init(ones), ones)
+    layers = updates.llama.layers
+    assert jnp.all(layers.query < 0)
+    for name in ("query_bias", "attention_out_bias", "gate_bias", "down_bias"):
+        assert jnp.all(getattr(layers, name) == 0), name
 
 
 @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])

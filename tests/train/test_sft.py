@@ -128,6 +128,25 @@ def test_episodes_score_alike_together_and_alone(setting, episodes, sizes):
     np.testing.assert_allclose(packed, np.concatenate(apart), rtol=1e-4, atol=1e-5)
 
 
+def test_a_gradient_is_the_same_from_episodes_together_and_alone(setting, episodes):
+    """The loss is a mean, so each episode counts by the weight of its targets."""
+    segments = segments_of(setting, episodes)
+    assert segments.token.shape[0] == 1
+    together = leak(setting.params, segments, setting.model)
+    total, weights = jax.tree.map(jnp.zeros_like, together), 0.0
+    for turns in episodes:
+        alone = segments_of(setting, [turns])
+        is_plan = alone.role == Role.PLAN
+        weight = jnp.where(is_plan, WEIGHTS.plan_weight, WEIGHTS.action_weight)
+        weight = jnp.sum(jnp.where(alone.learn > 0, weight, 0.0))
+        gradient = leak(setting.params, alone, setting.model)
+        total = jax.tree.map(lambda t, g, w=weight: t + w * g, total, gradient)
+        weights += weight
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(total), strict=True):
+        np.testing.assert_allclose(a, b / weights, rtol=1e-4, atol=1e-6)
+    assert jnp.max(jnp.abs(together.llama.embed)) > 1e-3
+
+
 @pytest.mark.parametrize("learnt", [0, 1])
 def test_no_gradient_leaks_from_one_episode_to_another(setting, episodes, learnt):
     """The head is not the embedding here, so an embedding moves if it is read."""
