@@ -28,11 +28,13 @@ def main() -> int:
     from jaxplan.core.runtime import start_jax
     from jaxplan.io.rundir import RunDirectory, RunDirectoryError
     from jaxplan.io.stopping import EXIT_CODE, Stopped, StopRequest
+    from jaxplan.io.weights import check_weights
 
     try:
         start_processes()
         compile_seconds = start_jax(CACHE)
-    except RuntimeError as error:
+        check_weights(config)
+    except (RuntimeError, ValueError, FileNotFoundError) as error:
         _say(f"error: {error}")
         return 2
     stop = StopRequest().listen()
@@ -82,7 +84,8 @@ class Run:
         from jaxplan.train.loop import Setting, check_mesh
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
-        self.tokenizer = load_tokenizer(config.text.tokenizer)
+        tokenizer = load_tokenizer(config.text.tokenizer)
+        self.tokenizer = tokenizer.fill_up(config.model.vocab_size)
         env = make_env(config.env)
         language = make_language(self.tokenizer, env, config.plan)
         turn_tokens = longest_turn(self.tokenizer, env, config.plan)
@@ -176,9 +179,27 @@ class Run:
 
     def ppo(self) -> dict:
         """The agent after reinforcement learning."""
-        from jaxplan.train.loop import load_policy, train_ppo
+        from jaxplan.train.loop import train_ppo
 
-        return train_ppo(self.setting, load_policy(self.setting, "sft"))
+        return train_ppo(self.setting, self.primed())
+
+    def from_weights(self) -> bool:
+        """Whether there is no SFT between the weights the config names and PPO."""
+        has_sft = "sft" in self.config.stages or self.run.is_done("sft")
+        return self.config.model.weights is not None and not has_sft
+
+    def primed(self):
+        """What PPO starts from: the agent SFT left, or the weights."""
+        import jax
+
+        from jaxplan.train.loop import load_policy
+        from jaxplan.train.state import start_params
+
+        setting, config = self.setting, self.config
+        if not self.from_weights():
+            return load_policy(setting, "sft")
+        key = jax.random.key(config.seed)
+        return start_params(key, config.model, setting.specs, setting.mesh)
 
     def evaluate(self) -> dict:
         """Every arm on the panel, each finished arm kept."""
@@ -187,10 +208,11 @@ class Run:
 
         config = self.config
         policies = {}
-        if "sft" in config.stages:
-            policies["sft"] = lambda: load_policy(self.setting, "sft").llama
+        start = "weights" if self.from_weights() else "sft"
+        if start in ("weights", *config.stages):
+            policies[start] = lambda: self.primed().llama
         if "ppo" in config.stages:
-            policies["sft+rl"] = lambda: load_policy(self.setting, "ppo").llama
+            policies[f"{start}+rl"] = lambda: load_policy(self.setting, "ppo").llama
         return evaluate_arms(
             config, self.run, self.tokenizer, policies, self.setting.stop
         )

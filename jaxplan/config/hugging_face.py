@@ -35,7 +35,8 @@ def load_hf_shape(folder: Path | str) -> dict[str, Any]:
         hf = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"{file}: no such file; a Hugging Face folder has one"
+            f"{file}: no such file; give a Hugging Face folder on this machine, "
+            "nothing is downloaded"
         ) from None
     except ValueError as error:  # neither UTF-8 nor JSON
         raise ValueError(f"{file}: not JSON: {error}") from error

@@ -17,9 +17,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
+from jaxplan.config.hugging_face import load_hf_shape
 from jaxplan.config.mistakes import BASE, Keys, dotted, explain, nearest_file, show
 from jaxplan.config.outline import outline, section_at
-from jaxplan.config.schema import RunConfig
+from jaxplan.config.schema import ModelConfig, RunConfig
 
 Place = tuple[str, int]  # where in the input: a file and a line, 0 for no line
 
@@ -76,14 +77,21 @@ def parse_command_line(
 
 
 def load_config(
-    path: str | Path | None = None, overrides: Sequence[str] = ()
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    resolved: bool = False,
 ) -> RunConfig:
     """Build the config of a run: the defaults, a file's differences, overrides.
 
+    Where ``model.weights`` names a Hugging Face folder, the model has the shape of what
+    is there, and ``text.tokenizer``, unless given, is the one that is there.
+
     Args:
-        path: a YAML file; its key ``base`` may name one other file, relative to its own
-            folder, that it differs from.
+        path: a YAML file; its key ``base`` may name another file, relative to its own
+            folder, that it differs from, or a list of files, later ones stronger.
         overrides: ``dotted.key=value`` each, the value as in YAML.
+        resolved: the file says all, as that of a run directory does, and the folder of
+            the weights need not be there any more.
 
     Raises:
         ConfigError: naming every mistake with its file, line and key.
@@ -93,10 +101,13 @@ def load_config(
         source.add_file(Path(path))
     for override in overrides:
         source.add_override(override)
+    shape = {} if resolved else source.follow_weights()
     try:
         config = RunConfig(**source.data)
     except ValidationError as error:
         source.refuse_values(error)
+    else:
+        source.refuse_other_shapes(config.model, shape)
     if source.errors:
         raise ConfigError(source.report())
     return config
@@ -135,6 +146,38 @@ class _Source:
             if details["loc"] not in known:
                 self.refuse(details["loc"], explain(details))
 
+    def follow_weights(self) -> dict[str, Any]:
+        """Take what is not given from the folder ``model.weights``; return its shape.
+
+        Returns:
+            Keys of the model and their values; none where no folder is named.
+        """
+        model, text = self.data["model"], self.data["text"]
+        folder = model.get("weights") if isinstance(model, dict) else None
+        if not isinstance(folder, str):
+            return {}
+        try:
+            shape = load_hf_shape(folder)
+        except (OSError, ValueError) as error:
+            for line in str(error).splitlines():
+                self.refuse(("model", "weights"), line)
+            return {}
+        for key, value in to_jsonable_python(shape).items():
+            if ("model", key) not in self.places:
+                model[key] = value
+        if isinstance(text, dict) and ("text", "tokenizer") not in self.places:
+            text["tokenizer"] = folder
+        return shape
+
+    def refuse_other_shapes(self, model: ModelConfig, shape: dict[str, Any]) -> None:
+        """Note each key that was given and is not so in the weights."""
+        for key, value in shape.items():
+            given = getattr(model, key)
+            if given != value:
+                given, own = show(to_jsonable_python(given)), to_jsonable_python(value)
+                message = f"got {given}, but model.weights has {show(own)}"
+                self.refuse(("model", key), f"{message}; leave the key out")
+
     def report(self) -> list[str]:
         """Write one line for each mistake, in the order of files and lines."""
         lines = []
@@ -144,7 +187,7 @@ class _Source:
         return lines
 
     def add_file(self, file: Path, is_base: bool = False) -> None:
-        """Merge a file over what is there, after the base that it names."""
+        """Merge a file over what is there, after the bases that it names."""
         node = self._compose_file(file)
         if node is None:
             return
@@ -152,11 +195,13 @@ class _Source:
         if not isinstance(data, dict):
             self.refuse((), "wanted lines of 'key: value'", (str(file), 1))
             return
-        base, places = data.pop(BASE, None), dict(self.places)
-        if isinstance(base, str) and not is_base:
-            self.add_file(file.parent / base, is_base=True)
+        base, places = data.pop(BASE, None) or [], dict(self.places)
+        bases = base if isinstance(base, list) else [base]
+        if all(isinstance(name, str) for name in bases) and not is_base:
+            for name in bases:
+                self.add_file(file.parent / name, is_base=True)
             self.places |= places  # of two lines, the one in the stronger file
-        elif base is not None:
+        elif bases:
             wanted = "a base has no base" if is_base else "the name of a file is wanted"
             self.refuse((BASE,), f"{wanted}, got {show(base)}")
         _merge(self.data, data, ())

@@ -91,9 +91,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    directory: Path | str, step: int | None, target: PyTree
+    directory: Path | str, step: int | None, target: PyTree, part: str = ""
 ) -> tuple[PyTree, dict[str, Any]]:
-    """Load a step, verified leaf by leaf.
+    """Load a step, or a part of it, verified leaf by leaf.
 
     Args:
         directory: where the steps are.
@@ -101,6 +101,8 @@ def load_checkpoint(
             aside with a warning and the one before it is tried.
         target: a pytree of arrays or ``jax.ShapeDtypeStruct``: the structure, shapes,
             dtypes and, where given, shardings of the result.
+        part: key path of what to load, such as ``learner.params``; the rest of the
+            state is neither compared nor read.
 
     Returns:
         The state, and the ``info`` that was saved with it.
@@ -119,7 +121,7 @@ def load_checkpoint(
         )
     for candidate in reversed(steps):
         try:
-            return _load_step(directory / str(candidate), target)
+            return _load_step(directory / str(candidate), target, part)
         except CheckpointDamagedError as error:
             if step is not None or candidate == steps[0]:
                 raise
@@ -228,12 +230,14 @@ def _write(path: Path, leaves: _Leaves, header: dict[str, Any]) -> None:
     ocp.save_checkpointables(str(path), {"state": leaves}, custom_metadata=header)
 
 
-def _load_step(path: Path, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    wanted = _leaves_of(target)
+def _load_step(path: Path, target: PyTree, part: str) -> tuple[PyTree, dict[str, Any]]:
+    prefix = f"{part}." if part else ""
+    wanted = {prefix + name: leaf for name, leaf in _leaves_of(target).items()}
     header, loaded, problem = {}, {}, None
     try:
         header = _read_header(path)
-        _compare(path, header["leaves"], {name: _spec(x) for name, x in wanted.items()})
+        saved = {n: s for n, s in header["leaves"].items() if n.startswith(prefix)}
+        _compare(path, saved, {name: _spec(x) for name, x in wanted.items()})
         loaded = _read_arrays(path, wanted)
     except CheckpointDamagedError as error:
         problem = error
@@ -241,8 +245,8 @@ def _load_step(path: Path, target: PyTree) -> tuple[PyTree, dict[str, Any]]:
         raise problem or CheckpointDamagedError(
             f"checkpoint {path}: damaged, as another process found"
         )
-    found = _fingerprints(loaded)
-    changed = [n for n, value in header["fingerprints"].items() if found[n] != value]
+    saved_prints, found = header["fingerprints"], _fingerprints(loaded)
+    changed = [name for name, value in found.items() if saved_prints[name] != value]
     if changed:
         raise CheckpointDamagedError(
             f"checkpoint {path}: damaged, other bits than were saved in "
@@ -282,7 +286,9 @@ def _read_arrays(path: Path, wanted: _Leaves) -> _Leaves:
     targets = {
         name: plain(leaf) for name, leaf in wanted.items() if math.prod(leaf.shape)
     }
-    with _damage_named(path):
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # leaves were compared; read these only
+    with _damage_named(path), context:
         return ocp.load_checkpointables(str(path), {"state": targets})["state"]
 
 

@@ -247,7 +247,7 @@ def _rule(key: str) -> str | None:
 
 def _read_config(file: Path) -> RunConfig:
     try:
-        return load_config(file)
+        return load_config(file, resolved=True)
     except ConfigError as error:
         raise RunDirectoryError(
             f"{file.parent}: made by another version of jaxplan; this one cannot read "

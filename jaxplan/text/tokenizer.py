@@ -39,6 +39,23 @@ class Tokenizer:
         """The number of ids, added tokens included."""
         return len(self.texts)
 
+    def fill_up(self, vocab_size: int | None) -> "Tokenizer":
+        """Add ids without text, for a model that has room for more ids than these.
+
+        Raises:
+            ValueError: the model has fewer.
+        """
+        if vocab_size is None:
+            return self
+        if vocab_size < self.vocab_size:
+            raise ValueError(
+                f"model.vocab_size={vocab_size}, but the tokenizer has "
+                f"{self.vocab_size} ids: take the tokenizer that belongs to the model, "
+                "with text.tokenizer"
+            )
+        unused = ("",) * (vocab_size - self.vocab_size)
+        return dataclasses.replace(self, texts=self.texts + unused)
+
     def encode(self, text: str) -> list[int]:
         """Turn text into ids, without the tokens a chat or a document begins with."""
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -74,7 +91,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         FileNotFoundError: nothing is there.
         ValueError: the file is not a tokenizer.json this project can use.
     """
-    path = _find(name)
+    path = find_tokenizer(name)
     content = path.read_bytes()
     try:
         spec = json.loads(content)
@@ -94,7 +111,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     )
 
 
-def _find(name: str) -> Path:
+def find_tokenizer(name: str) -> Path:
+    """Find the ``tokenizer.json`` behind a name; see ``load_tokenizer``."""
     if name == "shipped":
         path = SHIPPED
     else:

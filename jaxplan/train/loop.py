@@ -27,12 +27,15 @@ from jaxplan.core.mesh import (
     num_shards,
     settle,
     sharding_on,
+    shardings_of,
 )
+from jaxplan.core.specs import abstract_tensors
 from jaxplan.envs.base import TextEnv
-from jaxplan.io.checkpoints import load_checkpoint, save_checkpoint
+from jaxplan.io.checkpoints import save_checkpoint
 from jaxplan.io.metrics import MetricsWriter
 from jaxplan.io.progress import Progress
 from jaxplan.io.stopping import Stopped, StopRequest
+from jaxplan.io.weights import load_agent
 from jaxplan.models.params import AgentParams, LlamaParams, agent_specs
 from jaxplan.plan.grammar import DYNAMIC
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
@@ -45,8 +48,8 @@ from jaxplan.train.sft import batch_indices, sft_update, sft_validate
 from jaxplan.train.state import (
     abstract_learner,
     begin_learner,
-    draw_params,
     resume,
+    start_params,
     with_shardings,
 )
 
@@ -158,7 +161,8 @@ def train_sft(
     optimizer = make_optimizer(sft.optimizer, total)
 
     def begin() -> Learner:
-        params = draw_params(jax.random.key(config.seed), setting.specs, setting.mesh)
+        key, specs = jax.random.key(config.seed), setting.specs
+        params = start_params(key, config.model, specs, setting.mesh)
         return begin_learner(params, setting.specs, optimizer, setting.mesh)
 
     target = abstract_learner(setting.specs, optimizer, setting.mesh)
@@ -229,14 +233,9 @@ def _validate(
 
 def load_policy(setting: Setting, stage: str) -> AgentParams:
     """The agent a finished stage left."""
-    config = setting.config
-    stage_config = config.sft if stage == "sft" else config.ppo
-    optimizer = make_optimizer(stage_config.optimizer, 1)
-    target = abstract_learner(setting.specs, optimizer, setting.mesh)
-    if stage == "ppo":
-        target = _abstract_state(setting, target)
-    state, _ = load_checkpoint(setting.checkpoints(stage), None, target)
-    return state.params if stage == "sft" else state["learner"].params
+    shardings = shardings_of(setting.specs, setting.mesh)
+    target = with_shardings(abstract_tensors(setting.specs), shardings)
+    return load_agent(setting.run_dir, stage, target)
 
 
 def _pool_seeds(setting: Setting, first: int, count: int) -> jax.Array:

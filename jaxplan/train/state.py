@@ -15,9 +15,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from jaxplan.config.schema import ModelConfig
 from jaxplan.core.mesh import WHOLE, sharding_on, shardings_of
 from jaxplan.core.specs import abstract_tensors, init_tensors, spec_tree
 from jaxplan.io.checkpoints import latest_step, load_checkpoint
+from jaxplan.models.convert import load_hf_llama, load_value_head
+from jaxplan.models.params import AgentParams
 from jaxplan.train.optim import Learner, init_learner
 
 PyTree = Any
@@ -29,6 +32,26 @@ def draw_params(key: PRNGKeyArray, specs: PyTree, mesh: Mesh) -> PyTree:
         lambda key: init_tensors(key, specs), out_shardings=shardings_of(specs, mesh)
     )
     return draw(key)
+
+
+def start_params(
+    key: PRNGKeyArray, model: ModelConfig, specs: AgentParams, mesh: Mesh
+) -> AgentParams:
+    """The agent a run begins with: from ``model.weights``, or else from chance.
+
+    A value head that does not come with the weights is drawn.
+    """
+    if model.weights is None:
+        return draw_params(key, specs, mesh)
+    shardings, vocab_size = shardings_of(specs, mesh), specs.llama.embed.shape[0]
+    head = load_value_head(model.weights, model)
+    if head is None:
+        head = draw_params(key, specs.value, mesh)
+    place = jax.jit(lambda head: head, out_shardings=shardings.value)
+    return AgentParams(
+        llama=load_hf_llama(model.weights, model, vocab_size, shardings.llama),
+        value=place(head),
+    )
 
 
 def learner_shardings(

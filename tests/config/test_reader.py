@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_jsonable_python
 
+from jaxplan.config.hugging_face import write_hf_config
 from jaxplan.config.reader import (
     ConfigError,
     differences,
@@ -16,7 +18,12 @@ from jaxplan.config.reader import (
     parse_command_line,
     to_yaml,
 )
-from jaxplan.config.schema import PpoConfig, RopeScalingConfig, RunConfig
+from jaxplan.config.schema import (
+    ModelConfig,
+    PpoConfig,
+    RopeScalingConfig,
+    RunConfig,
+)
 
 
 def every_key(tree, path=()):
@@ -271,6 +278,77 @@ def test_a_base_is_read_first_and_only_one_level_deep(tmp_path):
     file.write_text("base: models/smal.yaml")
     (error,) = errors_of(file)
     assert error.endswith("did you mean 'small.yaml'?")
+
+
+def test_of_several_bases_the_later_is_stronger_and_the_file_strongest(tmp_path):
+    write(tmp_path, "seed: 1\nppo: {gamma: 0.5, vf_coef: 1}", "one.yaml")
+    other = write(tmp_path, "seed: 2\nppo: {vf_coef: 2, clip_eps: 0}", "other.yaml")
+    file = write(tmp_path, "base: [one.yaml, other.yaml]\nppo: {clip_eps: 0.3}")
+    config = load_config(file)
+    assert (config.seed, config.ppo.gamma, config.ppo.vf_coef) == (2, 0.5, 2)
+    assert config.ppo.clip_eps == 0.3
+    file.write_text("base: [one.yaml, other.yaml]")
+    assert errors_of(file) == [
+        f"{other}:2: ppo.clip_eps: should be greater than 0, got 0"
+    ]
+    file.write_text("base: [one.yaml, 3]")
+    (error,) = errors_of(file)
+    assert error.endswith("the name of a file is wanted, got [one.yaml, 3]")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    model = ModelConfig(heads=8, kv_heads=4, rope_scaling=RopeScalingConfig(factor=8))
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(write_hf_config(model, 99)))
+    return folder
+
+
+def test_weights_bring_the_shape_and_the_tokenizer(tmp_path, weights):
+    file = write(tmp_path, f"model: {{weights: {weights}, compute_dtype: bfloat16}}")
+    config = load_config(file)
+    assert config.model == ModelConfig(
+        weights=str(weights),
+        vocab_size=99,
+        heads=8,
+        kv_heads=4,
+        rope_scaling=RopeScalingConfig(factor=8),
+        compute_dtype="bfloat16",
+    )
+    assert config.text.tokenizer == str(weights)
+    # What is given and is so anyway is no conflict, though it names more heads than
+    # the defaults allow.
+    same = ["model.kv_heads=4", "model.rope_theta=1e4", "text.tokenizer=shipped"]
+    assert load_config(file, same).model == config.model
+    assert load_config(file, same).text.tokenizer == "shipped"
+
+
+def test_a_run_is_read_although_its_weights_are_gone(tmp_path, weights):
+    config = load_config(None, [f"model.weights={weights}"])
+    printed = write(tmp_path, to_yaml(config), "printed.yaml")
+    (weights / "config.json").unlink()
+    assert load_config(printed, resolved=True) == config
+    (error,) = errors_of(printed)
+    assert "model.weights: " in error
+    assert "config.json: no such file" in error
+
+
+def test_a_key_that_is_not_so_in_the_weights_is_refused_where_it_stands(
+    tmp_path, weights
+):
+    text = f"model:\n  weights: {weights}\n  width: 64\n  rope_scaling: null\n"
+    file = write(tmp_path, text)
+    assert errors_of(file, "model.heads=16") == [
+        f"{file}:3: model.width: got 64, but model.weights has 128; leave the key out",
+        f"{file}:4: model.rope_scaling: got null, but model.weights has "
+        "{factor: 8.0, high_freq_factor: 4.0, low_freq_factor: 1.0, "
+        "original_max_position_embeddings: 8192}; leave the key out",
+        "command line: model.heads: got 16, but model.weights has 8; leave the key out",
+    ]
+    (weights / "config.json").write_text('{"model_type": "gpt2"}')
+    (error, *_) = errors_of(file)
+    assert "model_type='gpt2'; only 'llama' is known" in error
 
 
 def test_overrides_follow_the_rules_of_yaml(tmp_path):

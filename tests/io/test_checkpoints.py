@@ -138,6 +138,20 @@ def test_every_differing_leaf_is_listed_and_nothing_is_loaded(tmp_path):
     assert latest_step(tmp_path) == 3
 
 
+def test_a_part_is_loaded_as_if_it_were_all(tmp_path):
+    learner = {"params": example(1), "params_too": jnp.ones(3)}
+    save_checkpoint(tmp_path, 1, {"learner": learner, "pool": jnp.zeros(4)}, {"at": 1})
+    target = abstract(example())
+    loaded, info = load_checkpoint(tmp_path, None, target, part="learner.params")
+    assert_same_bits(loaded, example(1))
+    assert info == {"at": 1}
+    target = abstract(example(width=9))
+    with pytest.raises(CheckpointMismatchError) as caught:
+        load_checkpoint(tmp_path, 1, target, part="learner.params")
+    assert "1 of 10 leaves differ" in str(caught.value)
+    assert "learner.params.weights: saved float32[16, 8], wan" in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "empty", "delete", "header", "flip"])
 def test_a_damaged_newest_step_is_named_and_the_one_before_is_loaded(tmp_path, damage):
     save_checkpoint(tmp_path, 1, example(1), {"step": 1})
