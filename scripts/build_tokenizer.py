@@ -4,9 +4,9 @@
 
 Byte-level BPE, so every text can be written; a word and the space before it are one
 piece, so phrases may be concatenated. It is trained until every phrase of the
-``compact`` text and of the expert's plans is a single token. Markers and actions are
-tokens of their own that no lower-case text can contain. The same words give the same
-file; a test holds the committed one to that.
+``compact`` texts and of the experts' plans is a single token. Markers and Craftax'
+actions are tokens of their own that no lower-case text can contain. The same words give
+the same file; a test holds the committed one to that.
 """
 
 import argparse
@@ -19,12 +19,16 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from jaxplan.config.schema import PlanConfig
 from jaxplan.envs.craftax_classic import ACTION_NAMES, TEXTS
 from jaxplan.envs.craftax_plans import PLAN_PHRASES
+from jaxplan.envs.pogs import compact as pogs_text
+from jaxplan.envs.pogs_expert import plan_phrases as pogs_plan_phrases
+from jaxplan.envs.pogs_graph import action_words
 from jaxplan.text.tokenizer import SHIPPED
 
 SIZE = 1024  # of the vocabulary; larger by whole steps if the phrases need it
 STEP = 64  # keeps the embedding a friendly shape for matrix units
 PAD = "<pad>"  # id 0
 WORD = r" ?[^\s]+|\s"
+POGS_NODES = 32  # up to there a label is one token
 
 # How often a text counts in training: phrases first, they have to become one token.
 PHRASE_WEIGHT, TEXT_WEIGHT, ENGLISH_WEIGHT = 1000, 1, 1
@@ -79,7 +83,9 @@ def build() -> tokenizers.Tokenizer:
 
 def single_token_phrases() -> list[str]:
     """List the phrases that have to be one token each."""
-    return list(dict.fromkeys(TEXTS["compact"].phrases + PLAN_PHRASES))
+    craftax = TEXTS["compact"].phrases + PLAN_PHRASES
+    pogs = pogs_text(POGS_NODES, k_hops=1).phrases + pogs_plan_phrases(POGS_NODES)
+    return list(dict.fromkeys(craftax + pogs + action_words(POGS_NODES)))
 
 
 def _train(phrases: list[str], size: int) -> tokenizers.Tokenizer:

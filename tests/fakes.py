@@ -134,6 +134,7 @@ class Shore:
             terminated=place == 0,
             truncated=(steps >= self.max_steps) & (place > 0),
             events=seen & ~state.seen,
+            counts={"gusts": (wind != 0).astype(jnp.int32)},
         )
 
     def describe(self, state) -> Phrases:

@@ -55,14 +55,24 @@ class AboutConfig:
 
 
 @section
+class PogsConfig:
+    """The graphs of ``pogs``; defaults of gym-pogs, whose time limit is 30 steps."""
+
+    nodes: Annotated[int, Field(ge=2)] = 20  # of the tree
+    k_hops: PositiveInt = 3  # how far the player sees
+    min_backtracks: NonNegativeInt = 0  # hard mode: of the explorer with a memory
+
+
+@section
 class EnvConfig:
     """The world the agent lives in, and the words it is described with."""
 
-    name: Literal["craftax_classic"] = "craftax_classic"
+    name: Literal["craftax_classic", "pogs"] = "craftax_classic"
     text: Literal["compact", "balrog", "balrog_precise"] = "compact"
     max_steps: PositiveInt = 1000  # env steps until an episode is truncated
     pool_size: PositiveInt = 256  # ready-made worlds a finished lane may be given
     pool_refresh: NonNegativeInt = 16  # worlds made anew per training iteration
+    pogs: PogsConfig = Field(default_factory=PogsConfig)
 
 
 @section
@@ -160,6 +170,7 @@ class CollectConfig:
     lanes: PositiveInt = 64
     steps: PositiveInt = 400  # env steps of one trajectory at most
     plan_every: tuple[PositiveInt, PositiveInt] = (2, 12)  # K ~ U[low, high], arm's own
+    random_phase: bool = False  # the first plan in any of the first K turns, not in 0
     action_noise: Fraction = 0.05  # share of steps whose action is random, not learnt
 
     def __post_init__(self) -> None:

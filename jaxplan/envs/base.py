@@ -4,6 +4,7 @@ A world knows *words*; which tokens they become is the business of ``jaxplan.tex
 A description is therefore a list of phrase numbers into ``TextEnv.phrases``.
 """
 
+import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
 import chex
@@ -22,13 +23,24 @@ class Phrases:
 
 @chex.dataclass(frozen=True)
 class EnvStep:
-    """One transition of a world; ``events`` are those that first happened in it."""
+    """One transition of a world.
+
+    Attributes:
+        state: the world after it.
+        reward: of the task.
+        terminated: the episode is over by the rules.
+        truncated: it is over by the time limit alone.
+        events: those that first happened in it.
+        counts: by name, how often something happened in it that is worth counting but
+            is no achievement; the same names in every step of a world.
+    """
 
     state: State
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]
     events: Bool[Array, " E"]
+    counts: dict[str, Int[Array, ""]] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -74,6 +86,23 @@ class TextEnv(Protocol):
 
     def passive(self, state: State) -> Bool[Array, ""]:
         """Tell whether the next action will be ignored (the player is asleep)."""
+        ...
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A world whose replays have a picture beside the text."""
+
+    def draw(self, states: State) -> dict[str, Any]:
+        """Say what the report's page draws (host).
+
+        Args:
+            states: stacked, one a step of one episode.
+
+        Returns:
+            Plain data: ``frames``, one dict a step, and what all frames share. The
+            page (eval/templates/replay.js) draws what it finds by its key.
+        """
         ...
 
 

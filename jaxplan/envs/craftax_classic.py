@@ -16,7 +16,14 @@ from jaxplan.config.schema import EnvConfig
 from jaxplan.envs.base import EnvStep, Phrases, State
 from jaxplan.envs.craftax_balrog import BALROG, BALROG_PRECISE
 from jaxplan.envs.craftax_compact import COMPACT
-from jaxplan.envs.craftax_view import PlayerView, view
+from jaxplan.envs.craftax_view import (
+    FACING_NAMES,
+    ITEM_NAMES,
+    TILE_NAMES,
+    VITAL_NAMES,
+    PlayerView,
+    view,
+)
 from jaxplan.envs.craftax_words import Describer
 
 # Craftax's and Crafter's order, in the words of BALROG; the index is the action.
@@ -108,6 +115,25 @@ class CraftaxClassic:
     def passive(self, state: State) -> Bool[Array, ""]:
         """Tell whether the next action will be ignored (the player is asleep)."""
         return state.is_sleeping
+
+    def draw(self, states: State) -> dict[str, Any]:
+        """Draw the view, and list vitals and inventory."""
+        seen = jax.device_get(jax.jit(jax.vmap(view))(states))
+        steps = range(len(seen.facing))
+        frames = [_frame(jax.tree.map(lambda leaf, i=i: leaf[i], seen)) for i in steps]
+        return {"tile_names": list(TILE_NAMES), "frames": frames}
+
+
+def _frame(seen: PlayerView) -> dict[str, Any]:
+    inventory = dict(zip(ITEM_NAMES, seen.inventory.tolist(), strict=True))
+    return {
+        "view": seen.tiles.tolist(),
+        "facing": FACING_NAMES[int(seen.facing)][:1],
+        "sleeping": bool(seen.sleeping),
+        "vitals": dict(zip(VITAL_NAMES, seen.vitals.tolist(), strict=True)),
+        "inventory": {name: count for name, count in inventory.items() if count},
+        "light": round(float(seen.light), 3),
+    }
 
 
 def _strongly_typed(leaf: Any) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from jaxplan.config.schema import EnvConfig
 from jaxplan.envs.base import Phrases
 from jaxplan.envs.craftax_expert_map import (
     CLOSED,
@@ -277,8 +278,9 @@ class CraftaxExpert:
         return memory, action, say_plan(goal, amount, next_goal, offset, tile)
 
 
-def make_craftax_expert() -> CraftaxExpert:
+def make_craftax_expert(config: EnvConfig) -> CraftaxExpert:
     """Make the scripted player of Craftax-Classic."""
+    del config  # it plays all of them alike
     return CraftaxExpert()
 
 

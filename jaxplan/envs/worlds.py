@@ -4,9 +4,12 @@ from jaxplan.config.schema import EnvConfig
 from jaxplan.envs.base import Expert, TextEnv
 from jaxplan.envs.craftax_classic import make_craftax_classic
 from jaxplan.envs.craftax_expert import make_craftax_expert
+from jaxplan.envs.pogs import make_pogs
+from jaxplan.envs.pogs_expert import make_pogs_expert, make_pogs_references
 
-WORLDS = {"craftax_classic": make_craftax_classic}
-EXPERTS = {"craftax_classic": make_craftax_expert}
+WORLDS = {"craftax_classic": make_craftax_classic, "pogs": make_pogs}
+EXPERTS = {"craftax_classic": make_craftax_expert, "pogs": make_pogs_expert}
+REFERENCES = {"pogs": make_pogs_references}
 
 
 def make_env(config: EnvConfig) -> TextEnv:
@@ -15,5 +18,10 @@ def make_env(config: EnvConfig) -> TextEnv:
 
 
 def make_expert(config: EnvConfig) -> Expert:
-    """Build the scripted player of the world that ``config`` names."""
-    return EXPERTS[config.name]()
+    """Build the scripted player that teaches the world ``config`` names."""
+    return EXPERTS[config.name](config)
+
+
+def make_references(config: EnvConfig) -> dict[str, Expert]:
+    """Build the scripted players a result table has beside the agents, by arm."""
+    return REFERENCES[config.name](config) if config.name in REFERENCES else {}

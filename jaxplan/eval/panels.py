@@ -6,6 +6,7 @@ and every mode meets the same worlds, whatever the batch.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ class Episodes:
         seed: of the world.
         task_return: undiscounted sum of task rewards.
         events: achievements unlocked, [episodes, events].
+        counts: what else the world counts, by name.
         env_steps: steps of the world.
         turns: choices of the agent.
         plans: turns with a plan.
@@ -43,6 +45,7 @@ class Episodes:
     seed: np.ndarray
     task_return: np.ndarray
     events: np.ndarray
+    counts: dict[str, np.ndarray]
     env_steps: np.ndarray
     turns: np.ndarray
     plans: np.ndarray
@@ -53,9 +56,8 @@ class Episodes:
         """The episodes of one mode, by seed."""
         rows = np.flatnonzero(self.mode == mode)
         rows = rows[np.argsort(self.seed[rows])]
-        return Episodes(
-            **{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)}
-        )
+        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Episodes(**jax.tree.map(lambda column: column[rows], columns))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ def play_panel(
     carry = init_carry(panel.env, language, schedule, key, panel.rollout)
     carry = settle(carry, LANES)
     total = int(schedule.entries.sum())
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[dict[str, Any]] = []
     lane_segments: list[Segment] = []
     finished = env_steps = 0
     while finished < total:
@@ -127,7 +129,7 @@ def play_panel(
         finished += len(new["seed"])
         env_steps += int(new["env_steps"].sum())
         progress(finished, env_steps)
-    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    columns = jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
     modes = [parse_mode(mode) for mode in panel.config.modes]
     columns["mode"] = np.array([modes.index(m) for m in columns["mode"].tolist()])
     return Episodes(**columns), lane_segments
@@ -140,19 +142,19 @@ def first_lane(segment: Segment) -> Segment:
     return dataclasses.replace(segment, stream=stream, turns=turns)
 
 
-def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, np.ndarray]:
+def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, Any]:
     ends, seed, mode = to_host((segment.episodes, schedule.seed, schedule.mode))
     where = np.nonzero(ends.finished)  # (round, lane) of every finished episode
     lane, column = where[1], ends.entry[where] % seed.shape[1]
-    stats = {
-        field.name: getattr(ends.stats, field.name)[where]
-        for field in dataclasses.fields(ends.stats)
-    }
+    stats = jax.tree.map(lambda column: column[where], ends.stats)
     return {
         "mode": mode[lane, column],
         "seed": seed[lane, column],
         "terminated": ends.terminated[where],
-        **stats,
+        **{
+            field.name: getattr(stats, field.name)
+            for field in dataclasses.fields(stats)
+        },
     }
 
 
@@ -173,6 +175,7 @@ def play_scripted_panel(panel: Panel, player: Expert) -> Episodes:
         seed=np.asarray(seeds),
         task_return=host.reward.sum(axis=0),
         events=host.events.any(axis=0),
+        counts={name: count.sum(axis=0) for name, count in host.counts.items()},
         env_steps=host.alive.sum(axis=0),
         turns=(host.alive & ~host.passive).sum(axis=0),
         plans=nothing,
@@ -197,4 +200,6 @@ def result_of(
         "plan_tokens_per_turn": episodes.plan_tokens / turns,
         "steps": episodes.env_steps,
     }
-    return make_result(arm, mode, columns, episodes.events, event_names, confidence)
+    return make_result(
+        arm, mode, columns, episodes.counts, episodes.events, event_names, confidence
+    )

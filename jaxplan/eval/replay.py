@@ -14,14 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxplan.core.roles import Role, Span
-from jaxplan.envs.base import State, TextEnv
-from jaxplan.envs.craftax_view import (
-    FACING_NAMES,
-    ITEM_NAMES,
-    TILE_NAMES,
-    VITAL_NAMES,
-    view,
-)
+from jaxplan.envs.base import Drawn, State, TextEnv
 from jaxplan.models.visibility import NO_PLAN
 from jaxplan.rollout.lanes import world_key
 from jaxplan.rollout.schedule import episode_key
@@ -79,13 +72,12 @@ def _play_again(world: State, seed: Array, actions: Int[Array, " steps"], env: T
         step, action = at
         result = env.step(world_key(key, step), world, action)
         facts = {
-            "view": view(world),
             "reward": result.reward,
             "events": result.events,
             "passive": env.passive(world),
             "over": result.terminated | result.truncated,
         }
-        return result.state, facts
+        return result.state, (world, facts)
 
     return jax.lax.scan(one_step, world, (jnp.arange(actions.shape[0]), actions))[1]
 
@@ -103,18 +95,24 @@ def make_replay(
         turns: what was said (``spoken_turns``).
         env: the world's rules.
     """
-    facts, turn_of_step = _unfold(world, seed, turns, env)
+    worlds, facts, turn_of_step = _unfold(world, seed, turns, env)
+    steps = len(turn_of_step)
+    worlds = jax.tree.map(lambda leaf: leaf[:steps], worlds)
+    drawing = env.draw(worlds) if isinstance(env, Drawn) else {}
+    pictures = drawing.pop("frames", [{}] * steps)
     frames, plan, total = [], "", 0
     previous = -1
-    for step, turn in enumerate(turn_of_step):
+    for step, (turn, picture) in enumerate(zip(turn_of_step, pictures, strict=True)):
         spoken = turns[turn]
         new = turn != previous and spoken.plan != ""
         plan = spoken.plan if new else plan
         unlocked = [env.event_names[i] for i in np.flatnonzero(facts["events"][step])]
         total += len(unlocked)
         frames.append(
-            _frame(step, facts, env)
+            picture
             | {
+                "step": step,
+                "reward": round(float(facts["reward"][step]), 4),
                 "action": env.action_names[spoken.action],
                 "plan": plan,
                 "planned_now": new,
@@ -130,14 +128,14 @@ def make_replay(
         "seed": seed,
         "action_names": list(env.action_names),
         "event_names": list(env.event_names),
-        "tile_names": list(TILE_NAMES),
         "frames": frames,
+        **drawing,
     }
 
 
 def _unfold(
     world: State, seed: int, turns: list[SpokenTurn], env: TextEnv
-) -> tuple[dict[str, Any], list[int]]:
+) -> tuple[State, dict[str, Any], list[int]]:
     """Find out which turn each env step belongs to: asleep, a turn lasts many steps.
 
     The episode is played with a guess of the actions; where the player turns out to be
@@ -149,9 +147,8 @@ def _unfold(
         actions = np.zeros(limit, np.int32)
         chosen = [turns[turn].action for turn in turn_of_step[:limit]]
         actions[: len(chosen)] = chosen
-        facts = jax.device_get(
-            _play_again(world, jnp.int32(seed), jnp.asarray(actions), env)
-        )
+        worlds, played = _play_again(world, jnp.int32(seed), jnp.asarray(actions), env)
+        facts = jax.device_get(played)
         corrected, turn = [], -1
         for step in range(limit):
             turn += not facts["passive"][step]
@@ -161,20 +158,5 @@ def _unfold(
             if facts["over"][step]:
                 break
         if corrected == turn_of_step:
-            return facts, turn_of_step
+            return worlds, facts, turn_of_step
         turn_of_step = corrected
-
-
-def _frame(step: int, facts: dict[str, Any], env: TextEnv) -> dict[str, Any]:
-    seen = jax.tree.map(lambda array: np.asarray(array)[step], facts["view"])
-    inventory = dict(zip(ITEM_NAMES, seen.inventory.tolist(), strict=True))
-    return {
-        "step": step,
-        "view": seen.tiles.tolist(),
-        "facing": FACING_NAMES[int(seen.facing)][:1],
-        "sleeping": bool(seen.sleeping),
-        "vitals": dict(zip(VITAL_NAMES, seen.vitals.tolist(), strict=True)),
-        "inventory": {name: count for name, count in inventory.items() if count},
-        "light": round(float(seen.light), 3),
-        "reward": round(float(facts["reward"][step]), 4),
-    }

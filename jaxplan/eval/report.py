@@ -22,13 +22,13 @@ METRICS = ("achievements", "return", "plan_rate", "plan_tokens_per_turn", "steps
 
 _SUMMARY = ("config", "commit", "versions", "hardware", "wall_seconds", "results")
 _WALL = ("collect", "sft", "ppo", "evaluate", "compile")
-_COLUMNS = ("arm", "mode", *METRICS)
 
 
 def make_result(
     arm: str,
     mode: str,
     episodes: Mapping[str, Num[np.ndarray, " episodes"]],
+    counts: Mapping[str, Num[np.ndarray, " episodes"]],
     unlocked: Bool[np.ndarray, "episodes events"],
     event_names: Sequence[str],
     confidence: float = 0.95,
@@ -40,6 +40,7 @@ def make_result(
         mode: its plan mode.
         episodes: one number an episode for each of `METRICS`; ``plan_rate`` is the
             share of turns with a plan, ``plan_tokens_per_turn`` counts over all turns.
+        counts: one number an episode for each thing the world counts besides.
         unlocked: which events happened in which episode.
         event_names: of the events.
         confidence: of the bootstrap intervals.
@@ -49,6 +50,9 @@ def make_result(
         "mode": mode,
         "episodes": len(unlocked),
         **{name: bootstrap(episodes[name], confidence).to_json() for name in METRICS},
+        "counts": {
+            name: bootstrap(counts[name], confidence).to_json() for name in counts
+        },
         **_over_events(unlocked, event_names),
     }
 
@@ -111,17 +115,18 @@ def write_report(
 def print_table(results: Sequence[Result], stream: TextIO | None = None) -> None:
     """Print the results: a drawn table on a terminal, aligned text elsewhere."""
     stream = stream or sys.stdout
+    head = ("arm", "mode", *METRICS, *results[0]["counts"])
     rows = [_cells(result) for result in results]
     if stream.isatty():
-        table = Table(*_COLUMNS, title="results: mean [interval] over episodes")
+        table = Table(*head, title="results: mean [interval] over episodes")
         for column in table.columns[2:]:
             column.justify = "right"
         for row in rows:
             table.add_row(*row)
         Console(file=stream).print(table)
         return
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    for row in (_COLUMNS, *rows):
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         stream.write("  ".join(cells).rstrip() + "\n")
 
@@ -135,6 +140,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         _interval(result["plan_rate"], "{:.1%}"),
         _interval(result["plan_tokens_per_turn"], "{:.2f}"),
         _interval(result["steps"], "{:.0f}"),
+        *(_interval(count, "{:.2f}") for count in result["counts"].values()),
     )
 
 

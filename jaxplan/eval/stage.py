@@ -12,7 +12,8 @@ import numpy as np
 from jaxplan.config.schema import RunConfig
 from jaxplan.core.mesh import make_mesh, settle
 from jaxplan.core.processes import agree
-from jaxplan.envs.worlds import make_env
+from jaxplan.envs.base import Expert
+from jaxplan.envs.worlds import make_env, make_references
 from jaxplan.eval.panels import (
     Panel,
     play_panel,
@@ -39,7 +40,7 @@ def evaluate_arms(
     policies: dict[str, Callable[[], LlamaParams]],
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Play the panel with the random player and with every policy.
+    """Play the panel with the scripted players and with every policy.
 
     An arm that has finished is not played again when the stage is.
 
@@ -65,7 +66,10 @@ def evaluate_arms(
         budget=config.plan.budget,
         turn_tokens=longest_turn(tokenizer, env, config.plan),
     )
-    arms: dict[str, Callable[[], dict[str, Any]]] = {"random": lambda: _random(panel)}
+    scripted: dict[str, Expert] = {"random": RandomPlayer(len(env.action_names))}
+    arms: dict[str, Callable[[], dict[str, Any]]] = {}
+    for arm, player in (scripted | make_references(config.env)).items():
+        arms[arm] = lambda arm=arm, player=player: _play_script(arm, player, panel)
     for arm, load in policies.items():
         arms[arm] = lambda arm=arm, load=load: _play(
             arm, load(), panel, config, tokenizer, stop
@@ -80,10 +84,10 @@ def evaluate_arms(
     return {"results": results}
 
 
-def _random(panel: Panel) -> dict[str, Any]:
-    episodes = play_scripted_panel(panel, RandomPlayer(len(panel.env.action_names)))
+def _play_script(arm: str, player: Expert, panel: Panel) -> dict[str, Any]:
+    episodes = play_scripted_panel(panel, player)
     row = result_of(
-        "random", "never", episodes, panel.env.event_names, panel.config.confidence
+        arm, "never", episodes, panel.env.event_names, panel.config.confidence
     )
     return {"results": [row]}
 

@@ -27,6 +27,7 @@ class EpisodeStats:
     Attributes:
         task_return: undiscounted sum of the task reward, without plan costs.
         events: achievements unlocked.
+        counts: see ``EnvStep``, summed.
         env_steps: steps of the world, sleeping ones included.
         turns: turns that are over, each one choice of the agent.
         plans: turns in which a plan was written.
@@ -35,6 +36,7 @@ class EpisodeStats:
 
     task_return: Float[Array, "*axes"]
     events: Bool[Array, "*axes E"]
+    counts: dict[str, Int[Array, "*axes"]]
     env_steps: Int[Array, "*axes"]
     turns: Int[Array, "*axes"]
     plans: Int[Array, "*axes"]
@@ -118,11 +120,14 @@ class EpisodeEnd:
     stats: EpisodeStats
 
 
-def _empty_stats(num_events: int) -> EpisodeStats:
+def _empty_stats(env: TextEnv, world: State) -> EpisodeStats:
+    """The account of no step yet; a step says itself what there is to count."""
     zero = jnp.zeros((), jnp.int32)
+    step = jax.eval_shape(env.step, jax.random.key(0), world, zero)
     return EpisodeStats(
         task_return=jnp.zeros((), jnp.float32),
-        events=jnp.zeros(num_events, bool),
+        events=jnp.zeros(step.events.shape, bool),
+        counts=jax.tree.map(lambda _: zero, step.counts),
         env_steps=zero,
         turns=zero,
         plans=zero,
@@ -139,8 +144,9 @@ def init_lanes(
 ) -> Lane:
     """Lanes that wait for their first world."""
     zero = jnp.zeros((), jnp.int32)
+    world = jax.tree.map(lambda leaf: leaf[0], schedule.worlds)
     one = Lane(
-        world=jax.tree.map(lambda leaf: leaf[0], schedule.worlds),
+        world=world,
         key=key,
         entry=zero,
         live=jnp.array(True),
@@ -157,7 +163,7 @@ def init_lanes(
         turn_reward=jnp.zeros((), jnp.float32),
         turn_env_steps=zero,
         turn_plan_tokens=zero,
-        stats=_empty_stats(len(env.event_names)),
+        stats=_empty_stats(env, world),
     )
     return jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (num_lanes, *leaf.shape)), one
@@ -248,6 +254,11 @@ def _count(
     return EpisodeStats(
         task_return=old.task_return + jnp.where(acting, step.reward, 0.0),
         events=old.events | (acting & step.events),
+        counts=jax.tree.map(
+            lambda total, new: total + jnp.where(acting, new, 0),
+            old.counts,
+            step.counts,
+        ),
         env_steps=old.env_steps + acting.astype(jnp.int32),
         turns=old.turns + (acting & ~asleep).astype(jnp.int32),
         plans=old.plans + planned.astype(jnp.int32),
@@ -283,7 +294,7 @@ def begin_episode(
         mode=mode[column],
         episode_turn=jnp.full((), -1, jnp.int32),  # ``begin_turn`` makes it 0
         active_plan=lane.plan,
-        stats=_empty_stats(lane.stats.events.shape[-1]),
+        stats=jax.tree.map(jnp.zeros_like, lane.stats),
     )
     return _pick(begin, fresh, lane)
 

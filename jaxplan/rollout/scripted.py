@@ -26,6 +26,7 @@ class Trajectories:
         noisy: the action was drawn at random instead.
         reward: task reward.
         events: achievements unlocked in this step.
+        counts: see ``EnvStep``, of this step.
         terminated: the episode ended with this step.
     """
 
@@ -37,6 +38,7 @@ class Trajectories:
     noisy: Bool[Array, "*axes"]
     reward: Float[Array, "*axes"]
     events: Bool[Array, "*axes E"]
+    counts: dict[str, Int[Array, "*axes"]]
     terminated: Bool[Array, "*axes"]
 
 
@@ -128,6 +130,7 @@ def _scripted_step(
         noisy=noisy,
         reward=jnp.where(lane.over, 0.0, result.reward),
         events=~lane.over & result.events,
+        counts=jax.tree.map(lambda n: jnp.where(lane.over, 0, n), result.counts),
         terminated=~lane.over & result.terminated,
     )
     over = lane.over | result.terminated | result.truncated

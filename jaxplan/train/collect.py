@@ -121,7 +121,7 @@ def _play(
     )
     written = _write_down(played, teacher, tables)
     for number, columns in zip(numbers.tolist(), written, strict=False):
-        yield _speak_every(columns, _plan_every(config, seed, number))
+        yield _speak_every(columns, *_plan_turns(config, seed, number))
 
 
 def _episode_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:
@@ -132,9 +132,12 @@ def _episode_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:
     )
 
 
-def _plan_every(config: CollectConfig, seed: int, number: int) -> int:
+def _plan_turns(config: CollectConfig, seed: int, number: int) -> tuple[int, int]:
+    """Draw K, and the turn of the first plan."""
+    chance = np.random.default_rng([seed, number, 1])
     low, high = config.plan_every
-    return int(np.random.default_rng([seed, number, 1]).integers(low, high + 1))
+    every = int(chance.integers(low, high + 1))
+    return every, int(chance.integers(every)) if config.random_phase else 0
 
 
 def _write_down(
@@ -182,10 +185,13 @@ def _rows(packed: tuple[np.ndarray, np.ndarray], step: np.ndarray) -> list[np.nd
     return [tokens[i, : lengths[i]] for i in step]
 
 
-def _speak_every(columns: dict[str, Any], every: int) -> dict[str, Any]:
-    """Keep the plan of every ``every``-th turn, from the first on."""
+def _speak_every(
+    columns: dict[str, Any], every: int, first_plan: int
+) -> dict[str, Any]:
+    """Keep the plan of every ``every``-th turn, from turn ``first_plan`` on."""
     silent = np.zeros(0, np.int32)
-    speaks = [turn % every == 0 for turn in range(len(columns["step"]))]
+    turns = range(len(columns["step"]))
+    speaks = [turn % every == first_plan for turn in turns]
     return columns | {
         "plan": [
             text if speak else ""

@@ -443,6 +443,7 @@ def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
         "env/return": of_episodes(ends.stats.task_return),
         "env/achievements": of_episodes(unlocked),
         "env/episode_env_steps": of_episodes(ends.stats.env_steps),
+        **{f"env/{name}": of_episodes(n) for name, n in ends.stats.counts.items()},
         "env/episodes": jnp.sum(ends.finished),
         "env/reward_per_turn": masked_mean(end.reward, end.complete),
         "rollout/turns": jnp.sum(end.complete),

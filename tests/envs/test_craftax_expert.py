@@ -41,7 +41,7 @@ def world():
 
 @cache
 def player():
-    return make_craftax_expert()
+    return make_craftax_expert(EnvConfig())
 
 
 def play(keys, env_steps, disturb=None):

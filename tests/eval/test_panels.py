@@ -168,6 +168,7 @@ def test_a_result_is_the_mean_over_episodes():
         seed=np.array([1, 2]),
         task_return=np.array([1.0, 3.0]),
         events=np.array([[True, False], [True, True]]),
+        counts={"stumbles": np.array([0, 3])},
         env_steps=np.array([10, 20]),
         turns=np.array([4, 0]),
         plans=np.array([1, 0]),
@@ -179,5 +180,6 @@ def test_a_result_is_the_mean_over_episodes():
     assert row["mode"] == "never"
     means = {name: row[name]["mean"] for name in ("achievements", "return", "steps")}
     assert means == {"achievements": 1.5, "return": 2.0, "steps": 15.0}
+    assert row["counts"]["stumbles"]["mean"] == 1.5
     assert row["plan_rate"]["mean"] == 0.125
     assert row["plan_tokens_per_turn"]["mean"] == 1.0

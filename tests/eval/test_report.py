@@ -20,7 +20,7 @@ from jaxplan.io.metrics import MetricsWriter
 EVENTS = ("wake_up", "eat_cow", "place_table")
 
 
-def result(arm="sft", mode="dynamic", episodes=8, plan_rate=0.25):
+def result(arm="sft", mode="dynamic", episodes=8, plan_rate=0.25, counts=()):
     unlocked = np.arange(episodes * 3).reshape(episodes, 3) % 4 == 0
     return make_result(
         arm,
@@ -32,6 +32,7 @@ def result(arm="sft", mode="dynamic", episodes=8, plan_rate=0.25):
             "plan_tokens_per_turn": np.linspace(0, 4, episodes),
             "steps": np.arange(episodes) + 100,
         },
+        {name: np.arange(episodes) % 3 for name in counts},
         unlocked,
         EVENTS,
     )
@@ -217,6 +218,15 @@ def test_a_replay_that_cannot_be_drawn_is_refused(tmp_path, change, message):
         write_report(tmp_path, summary(), replay(frame(0), frame(1, **change)))
 
 
+def test_a_replay_without_a_picture_is_words_alone(tmp_path):
+    bare = replay()
+    del bare["tile_names"]
+    for drawn in bare["frames"]:
+        for key in ("view", "facing", "sleeping", "vitals", "inventory", "light"):
+            del drawn[key]
+    assert Page(write_report(tmp_path, summary(), bare).read_text()).data
+
+
 def test_a_replay_frame_without_a_key_is_refused(tmp_path):
     broken = frame(0)
     del broken["plan"]
@@ -231,6 +241,15 @@ def test_the_table_is_plain_text_where_there_is_no_terminal(capsys):
     assert re.match(r"sft  dynamic  0\.75 \[0\.\d\d, \d\.\d\d\] ", first)
     assert "25.0% [25.0%, 25.0%]" in first
     assert second.split()[2:] == ["-"] * 5
+
+
+def test_what_a_world_counts_has_columns_of_its_own(capsys):
+    row = result(counts=("backtracks",))
+    assert row["counts"]["backtracks"]["mean"] == pytest.approx(7 / 8)
+    print_table([row])
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[-2:] == ["steps", "backtracks"]
+    assert re.search(r"  0\.88 \[0\.\d\d, 1\.\d\d\]$", line)
 
 
 def test_the_table_is_drawn_on_a_terminal(monkeypatch):

@@ -53,6 +53,7 @@ class Account:
 
     task_return: float = 0.0
     events: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2, bool))
+    gusts: int = 0
     env_steps: int = 0
     turns: int = 0
     plans: int = 0
@@ -212,6 +213,7 @@ class Reference:
         self.env_steps += 1
         account.task_return += float(step.reward)
         account.events |= np.asarray(step.events)
+        account.gusts += int(step.counts["gusts"])
         account.env_steps += 1
         account.turns += not self.asleep
         if not self.asleep or closing:

@@ -130,17 +130,103 @@ function drawBoard(canvas, frame, tileNames) {
   drawPlayer(context, frame.facing, Math.floor(columns / 2) * size, Math.floor(rows / 2) * size, size);
 }
 
+// Tiles around a player in the middle, with vitals and inventory.
+function boardPicture(replay) {
+  const { frames } = replay, first = frames[0];
+  const scale = Math.min(3, Math.max(2, window.devicePixelRatio || 1));
+  const board = make("canvas", { width: 468 * scale, height: (468 * scale * first.view.length) / first.view[0].length });
+  const tag = make("span", { class: "tag" });
+  const vitals = make("div", { class: "vitals" }), inventory = make("div", { class: "chips" });
+  const legend = make("div", { class: "tiles" });
+  const met = new Set(frames.flatMap((frame) => frame.view.flat()));
+  replay.tile_names.forEach((name, code) => {
+    if (!met.has(code) || code < 2) return;
+    const sample = make("canvas", { width: 54, height: 54 });
+    drawTile(sample.getContext("2d"), name, 0, 0, 54);
+    legend.append(make("span", {}, sample, name));
+  });
+
+  function show(frame) {
+    drawBoard(board, frame, replay.tile_names);
+    const state = [frame.sleeping && "asleep", frame.light < 0.5 && "dark"].filter(Boolean);
+    tag.hidden = state.length === 0; tag.textContent = state.join(", ");
+    vitals.replaceChildren(...Object.entries(frame.vitals).flatMap(([name, value]) => {
+      const track = make("div", { class: "track" });
+      for (let k = 0; k < 9; k++) {
+        track.append(make("i", k < value ? { style: `background:${VITAL_COLOR[name] || "var(--accent)"}` } : {}));
+      }
+      return [make("span", {}, name), track, make("span", {}, String(value))];
+    }));
+    const carried = Object.entries(frame.inventory).filter(([, count]) => count > 0);
+    inventory.replaceChildren(...carried.map(([name, count]) => make("span", {}, `${words(name)} ${count}`)));
+    if (carried.length === 0) inventory.append(make("span", { class: "none" }, "empty"));
+  }
+
+  const beside = [make("div", { class: "two" }, panel("Vitals", vitals), panel("Inventory", inventory))];
+  return { show, parts: [make("div", { class: "board" }, board, tag)], legend: [legend], beside };
+}
+
+// A tree with the first frame's node on top; what is in sight is drawn in ink.
+function graphPicture({ graph, frames }) {
+  const near = Array.from({ length: graph.nodes }, () => []);
+  for (const [a, b] of graph.edges) { near[a].push(b); near[b].push(a); }
+  const place = [];
+  let leaves = 0, deepest = 0;
+  (function arrange(node, parent, depth) {
+    const children = near[node].filter((other) => other !== parent);
+    children.forEach((child) => arrange(child, node, depth + 1));
+    const middle = children.reduce((sum, child) => sum + place[child][0], 0) / children.length;
+    place[node] = [children.length ? middle : leaves++, depth];
+    deepest = Math.max(deepest, depth);
+  })(frames[0].at, -1, 0);
+  const at = (node) => [24 + (420 * (place[node][0] + 0.5)) / leaves, 24 + (312 * place[node][1]) / deepest];
+
+  const svg = makeSvg("svg", { viewBox: "0 0 468 360", role: "img", "aria-label": "the graph" });
+  const lines = graph.edges.map(([a, b]) => {
+    const [x1, y1] = at(a), [x2, y2] = at(b);
+    return svg.appendChild(makeSvg("line", { x1, y1, x2, y2, "stroke-width": 2 }));
+  });
+  const marks = place.map((_, node) => {
+    const [cx, cy] = at(node);
+    const mark = svg.appendChild(makeSvg("circle", { cx, cy, r: 13, "stroke-width": 3 }));
+    const label = makeSvg("text", { x: cx, y: cy + 4.5, "text-anchor": "middle" }, String(node));
+    return [mark, svg.appendChild(label)];
+  });
+
+  function show(frame) {
+    const seen = new Set(frame.visible);
+    const color = (inSight) => `var(${inSight ? "--ink" : "--line"})`;
+    lines.forEach((line, k) => line.setAttribute("stroke", color(graph.edges[k].every((n) => seen.has(n)))));
+    marks.forEach(([mark, label], node) => {
+      const here = node === frame.at;
+      mark.setAttribute("fill", here ? "var(--accent)" : "var(--card)");
+      mark.setAttribute("stroke", node === graph.target ? "var(--gold)" : color(seen.has(node)));
+      label.setAttribute("style", `fill:${here ? "var(--card)" : seen.has(node) ? "var(--ink)" : "var(--quiet)"}`);
+    });
+  }
+
+  const legend = make("p", { class: "keys" }, "Blue: the player. Gold: the target. Grey: out of sight.");
+  return { show, parts: [svg], legend: [legend], beside: [] };
+}
+
+// By the key in a replay that a picture is drawn from; a world without one has only words.
+const PICTURES = { tile_names: boardPicture, graph: graphPicture };
+
+function pictureOf(replay) {
+  const kind = Object.keys(PICTURES).find((key) => key in replay);
+  return kind ? PICTURES[kind](replay) : { show: () => {}, parts: [], legend: [], beside: [] };
+}
+
 // The player of the episode -------------------------------------------------------------
 
 const VITAL_COLOR = { health: "var(--bad)", food: "var(--gold)", drink: "var(--c0)", energy: "var(--good)" };
 const words = (name) => name.replaceAll("_", " ");
+const panel = (title, content) => make("div", { class: "panel" }, make("h3", {}, title), content);
 
 function buildReplay(replay, body) {
   const { frames } = replay;
   const first = frames[0];
-  const scale = Math.min(3, Math.max(2, window.devicePixelRatio || 1));
-  const board = make("canvas", { width: 468 * scale, height: (468 * scale * first.view.length) / first.view[0].length });
-  const tag = make("span", { class: "tag" });
+  const picture = pictureOf(replay);
   const play = make("button", { class: "primary", title: "space" }, "Play");
   const button = (label, title, action) => {
     const element = make("button", { title }, label);
@@ -154,7 +240,6 @@ function buildReplay(replay, body) {
   const slider = make("input", { type: "range", min: 0, max: frames.length - 1, value: 0, "aria-label": "frame" });
   const strip = make("canvas", { id: "strip", height: 68 });
   const plan = make("div", { class: "plan" }), act = make("div", { class: "act" });
-  const vitals = make("div", { class: "vitals" }), inventory = make("div", { class: "chips" });
   const checks = make("div", { class: "checks" }), observation = make("pre", { id: "observation" });
   const unlockedAt = new Map();
   frames.forEach((frame) => frame.unlocked.forEach((name) => unlockedAt.set(name, frame.step)));
@@ -164,9 +249,7 @@ function buildReplay(replay, body) {
   function show(index) {
     now = Math.max(0, Math.min(frames.length - 1, index));
     const frame = frames[now];
-    drawBoard(board, frame, replay.tile_names);
-    const state = [frame.sleeping && "asleep", frame.light < 0.5 && "dark"].filter(Boolean);
-    tag.hidden = state.length === 0; tag.textContent = state.join(", ");
+    picture.show(frame);
     slider.value = now;
     where.textContent = `step ${frame.step} of ${frames.at(-1).step}`;
     plan.className = frame.planned_now ? "plan new" : "plan";
@@ -177,16 +260,6 @@ function buildReplay(replay, body) {
       make("span", {}, "action", make("b", {}, words(frame.action))),
       make("span", {}, "reward", make("b", {}, frame.reward.toFixed(1))),
       make("span", {}, "achievements", make("b", {}, `${frame.achievements} of ${replay.event_names.length}`)));
-    vitals.replaceChildren(...Object.entries(frame.vitals).flatMap(([name, value]) => {
-      const track = make("div", { class: "track" });
-      for (let k = 0; k < 9; k++) {
-        track.append(make("i", k < value ? { style: `background:${VITAL_COLOR[name] || "var(--accent)"}` } : {}));
-      }
-      return [make("span", {}, name), track, make("span", {}, String(value))];
-    }));
-    const carried = Object.entries(frame.inventory).filter(([, count]) => count > 0);
-    inventory.replaceChildren(...carried.map(([name, count]) => make("span", {}, `${words(name)} ${count}`)));
-    if (carried.length === 0) inventory.append(make("span", { class: "none" }, "empty"));
     checks.replaceChildren(...replay.event_names.map((name) => {
       const step = unlockedAt.get(name), got = step !== undefined && step <= frame.step;
       const kind = got ? (step === frame.step ? "got now" : "got") : "";
@@ -248,15 +321,6 @@ function buildReplay(replay, body) {
   });
   window.addEventListener("resize", drawStrip);
 
-  const panel = (title, content) => make("div", { class: "panel" }, make("h3", {}, title), content);
-  const legend = make("div", { class: "tiles" });
-  const met = new Set(frames.flatMap((frame) => frame.view.flat()));
-  replay.tile_names.forEach((name, code) => {
-    if (!met.has(code) || code < 2) return;
-    const sample = make("canvas", { width: 54, height: 54 });
-    drawTile(sample.getContext("2d"), name, 0, 0, 54);
-    legend.append(make("span", {}, sample, name));
-  });
   const planned = frames.filter(isPlan).length;
   body.append(
     make("p", { class: "note" }, `Arm ${replay.arm}, plan mode ${replay.mode}, world seed ${replay.seed}: `
@@ -264,7 +328,7 @@ function buildReplay(replay, body) {
       + `${planned} plans.`),
     make("div", { class: "stage" },
       make("div", {},
-        make("div", { class: "board" }, board, tag),
+        ...picture.parts,
         slider, strip,
         make("div", { class: "controls" }, play,
           button("‹", "one step back: left arrow", () => go(now - 1)),
@@ -275,10 +339,10 @@ function buildReplay(replay, body) {
         make("p", { class: "keys" }, make("kbd", {}, "space"), " play  ", make("kbd", {}, "←"), " ",
           make("kbd", {}, "→"), " step  ", make("kbd", {}, "p"), " plan  ", make("kbd", {}, "u"),
           " unlock. The strip: violet a new plan, gold an achievement."),
-        legend),
+        ...picture.legend),
       make("div", {},
         panel("Plan", plan), panel("Turn", act),
-        make("div", { class: "two" }, panel("Vitals", vitals), panel("Inventory", inventory)),
+        ...picture.beside,
         panel("What the agent reads", observation),
         panel("Achievements", checks))));
   show(0);

@@ -50,8 +50,9 @@ function achievementCell(result, highest) {
 }
 
 function showResults() {
+  const counted = Object.keys(summary.results[0].counts);
   const head = ["arm", "plan mode", "achievements", "return", "turns with plan",
-    "plan tokens a turn", "env steps", "episodes"];
+    "plan tokens a turn", "env steps", ...counted.map((name) => name.replaceAll("_", " ")), "episodes"];
   const row = make("tr");
   head.forEach((name, i) => row.append(make("th", i < 3 ? { class: "left" } : {}, name)));
   byId("result-table").append(make("thead", {}, row));
@@ -65,6 +66,7 @@ function showResults() {
       first ? make("td", { class: "left arm" }, dot, r.arm) : make("td", { class: "left" }),
       make("td", { class: "left" }, r.mode), achievementCell(r, highest), interval(r.return),
       interval(r.plan_rate, percent), interval(r.plan_tokens_per_turn), interval(r.steps, (v) => brief(known(v) ? Math.round(v) : v)),
+      ...counted.map((name) => interval(r.counts[name])),
       make("td", {}, String(r.episodes))));
   });
   byId("result-table").append(body);
