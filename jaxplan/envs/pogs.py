@@ -74,20 +74,33 @@ def compact(num_nodes: int, k_hops: int) -> PogsText:
     )
 
 
+def _listed(
+    heads: Int[Array, " N"], items: Int[Array, "N N"], edges: Bool[Array, "N N"]
+) -> Phrases:
+    """Say of every node in sight its head and its neighbours' items.
+
+    Of the N (N + 1) places few are taken: a tree has no more than N - 1 edges.
+    """
+    num_nodes = heads.shape[0]
+    near = jnp.any(edges, axis=1, keepdims=True)
+    said = jnp.concatenate([near, edges], axis=1).reshape(-1)
+    ids = jnp.concatenate([heads[:, None], items], axis=1).reshape(-1)
+    taken = jnp.nonzero(said, size=3 * num_nodes - 2, fill_value=0)[0]
+    return Phrases(ids=ids[taken], mask=jnp.arange(taken.shape[0]) < jnp.sum(said))
+
+
 def _describe_compact(seen: PogsView) -> Phrases:
     num_nodes = seen.edges.shape[0]
     node = jnp.arange(num_nodes)
     line, at, find, invalid, end = 2 * num_nodes + np.arange(5)
     begin = jnp.stack([line, at, seen.current, find, seen.target, invalid])
-    rows = jnp.concatenate(
-        [num_nodes + node[:, None], jnp.broadcast_to(node, seen.edges.shape)], axis=1
+    graph = _listed(
+        num_nodes + node, jnp.broadcast_to(node, seen.edges.shape), seen.edges
     )
-    listed = jnp.any(seen.edges, axis=1, keepdims=True)
-    said = jnp.concatenate([listed, seen.edges], axis=1)
-    yes = jnp.ones(1, bool)
+    yes = np.ones(1, bool)
     return Phrases(
-        ids=jnp.append(jnp.concatenate([begin, rows.reshape(-1)]), end),
-        mask=jnp.concatenate([*[yes] * 5, seen.refused[None], said.reshape(-1), yes]),
+        ids=jnp.append(jnp.concatenate([begin, graph.ids]), end),
+        mask=jnp.concatenate([*[yes] * 5, seen.refused[None], graph.mask, yes]),
     )
 
 
@@ -140,13 +153,12 @@ def _describe_balrog(seen: PogsView) -> Phrases:
     order = jnp.cumsum(edges, axis=1)
     first, last = order == 1, order == order[:, -1:]
     items = num_nodes * (1 + 2 * first + last) + node[None, :]
-    rows = jnp.concatenate([node[:, None], items], axis=1)
-    said = jnp.concatenate([jnp.any(edges, axis=1, keepdims=True), edges], axis=1)
+    graph = _listed(node, items, edges)
     end = jnp.stack([5 * num_nodes + seen.current, 6 * num_nodes + seen.target])
     invalid = jnp.full(1, 7 * num_nodes)
     return Phrases(
-        ids=jnp.concatenate([rows.reshape(-1), end, invalid]).astype(jnp.int32),
-        mask=jnp.concatenate([said.reshape(-1), np.ones(2, bool), seen.refused[None]]),
+        ids=jnp.concatenate([graph.ids, end, invalid]),
+        mask=jnp.concatenate([graph.mask, np.ones(2, bool), seen.refused[None]]),
     )
 
 
