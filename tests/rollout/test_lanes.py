@@ -93,7 +93,7 @@ def test_who_sleeps_at_the_end_of_a_segment_is_paid_and_sleeps_on(play):
         assert (after.stream.tokens.role[lane][own] == Role.CARRIED).all()
         assert not after.turns.end.planned[lane, 0]
         count += 1
-    assert count > 1
+    assert count
 
 
 def test_sleep_across_segments_is_one_turn_of_the_episode(play):
