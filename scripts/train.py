@@ -6,6 +6,7 @@ The same command again goes on where it was: finished stages are not run again, 
 interrupted one resumes from its last checkpoint. This script only assembles the parts.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -21,9 +22,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 
 
-def main() -> int:
-    """Read the command line before anything slow is imported, then run."""
-    config, flags = parse_command_line(description=__doc__.split("\n")[0])
+def main(description: str, only: tuple[str, ...] = ()) -> int:
+    """Read the command line before anything slow is imported, then run.
+
+    Args:
+        description: what the script does, for ``--help``.
+        only: the stages it is for; all by default.
+    """
+    config, flags = parse_command_line(description=description.split("\n")[0])
+    stages = [str(stage) for stage in config.stages if not only or stage in only]
+    if not stages:
+        _say(f"error: stages={list(config.stages)} has none of {', '.join(only)}")
+        return 2
     from jaxplan.core.processes import OtherProcessError, start_processes
     from jaxplan.core.runtime import start_jax
     from jaxplan.io.rundir import RunDirectory, RunDirectoryError
@@ -46,7 +56,7 @@ def main() -> int:
             fresh=flags.fresh,
             notify=_say,
         ) as run:
-            Run(config, run, stop, compile_seconds).run_stages()
+            Run(config, run, stop, compile_seconds).run_stages(stages)
     except Stopped:
         _say("stopped as asked; the same command goes on from here")
         return EXIT_CODE
@@ -104,8 +114,8 @@ class Run:
         if used < there:
             _say(f"mesh: {used} of {there} devices; mesh.data=-1 takes all")
 
-    def run_stages(self) -> None:
-        """Run every stage that has not finished, in order, and time it."""
+    def run_stages(self, chosen: list[str]) -> None:
+        """Run every chosen stage that has not finished, in order, and time it."""
         from jaxplan.core.processes import agree
 
         stages = {
@@ -115,7 +125,7 @@ class Run:
             "evaluate": self.evaluate,
             "report": self.report,
         }
-        for stage in self.config.stages:
+        for stage in chosen:
             if agree(self.run.is_done(stage)) and stage != "report":
                 _say(f"{stage}: done before")
                 continue
@@ -128,35 +138,50 @@ class Run:
             self.run.finish(stage, results | timing)
 
     def collect(self) -> dict:
-        """The expert's trajectories, as Parquet."""
-        from jaxplan.envs.worlds import make_expert
+        """The teacher's trajectories, as Parquet."""
+        from jaxplan.io.datasets import NO_TOKENS
         from jaxplan.io.progress import Progress
-        from jaxplan.train.collect import Teacher, collect, to_json
+        from jaxplan.train.collect import collect, to_json
 
         config = self.config
-        teacher = Teacher(
-            env=self.setting.env,
-            expert=make_expert(config.env),
-            tokenizer=self.tokenizer,
-            observation_tokens=config.rollout.observation_tokens,
-            plan_tokens=config.plan.budget,
-        )
+        teacher = self.make_teacher()
+        token_ids = config.collect.token_ids
         about = {
-            "tokenizer": self.tokenizer.sha256,
+            "tokenizer": self.tokenizer.sha256 if token_ids else NO_TOKENS,
             "env": config.env.name,
             "text": config.env.text,
+            "teacher": config.collect.teacher,
             "config": to_json(config),
         }
         with Progress("collect", config.collect.episodes) as progress:
             return collect(
                 self.run.path / "dataset",
                 teacher,
-                config.collect,
-                config.seed,
                 about,
                 lambda done, turns: progress.update(done, turns=turns),
                 self.setting.stop,
             )
+
+    def make_teacher(self):
+        """Whoever is to be imitated."""
+        from jaxplan.envs.worlds import make_env, make_expert
+        from jaxplan.train.collect import ExpertTeacher
+        from jaxplan.train.scribe import Desk
+
+        config = self.config
+        desk = Desk(
+            env=self.setting.env,
+            tokenizer=self.tokenizer,
+            config=config.collect,
+            seed=config.seed,
+            observation_tokens=config.rollout.observation_tokens,
+            plan_tokens=config.plan.budget,
+            other_texts={
+                level: make_env(dataclasses.replace(config.env, text=level))
+                for level in config.collect.texts
+            },
+        )
+        return ExpertTeacher(make_expert(config.env, config.expert), desk)
 
     def sft(self) -> dict:
         """The primed agent."""
@@ -165,7 +190,7 @@ class Run:
         from jaxplan.train.loop import train_sft
 
         config = self.config
-        table = read_dataset(self.run.path / "dataset", self.tokenizer.sha256)
+        table = read_dataset(self.run.path / "dataset", self.tokenizer)
         train, held_out = load_segments(
             table,
             self.tokenizer,
@@ -190,14 +215,17 @@ class Run:
 
     def primed(self):
         """What PPO starts from: the agent SFT left, or the weights."""
+        from jaxplan.train.loop import load_policy
+
+        return self.start() if self.from_weights() else load_policy(self.setting, "sft")
+
+    def start(self):
+        """The agent a run starts with: from the weights it names, or from chance."""
         import jax
 
-        from jaxplan.train.loop import load_policy
         from jaxplan.train.state import start_params
 
         setting, config = self.setting, self.config
-        if not self.from_weights():
-            return load_policy(setting, "sft")
         key = jax.random.key(config.seed)
         return start_params(key, config.model, setting.specs, setting.mesh)
 
@@ -206,13 +234,15 @@ class Run:
         from jaxplan.eval.stage import evaluate_arms
         from jaxplan.train.loop import load_policy
 
-        config = self.config
+        config, setting = self.config, self.setting
+        trained, start = config.stages, "weights" if self.from_weights() else "sft"
         policies = {}
-        start = "weights" if self.from_weights() else "sft"
-        if start in ("weights", *config.stages):
-            policies[start] = lambda: self.primed().llama
-        if "ppo" in config.stages:
-            policies[f"{start}+rl"] = lambda: load_policy(self.setting, "ppo").llama
+        if start == "weights":
+            policies[start] = lambda: self.start().llama
+        elif start in trained:
+            policies[start] = lambda: load_policy(setting, "sft").llama
+        if "ppo" in trained:
+            policies[f"{start}+rl"] = lambda: load_policy(setting, "ppo").llama
         return evaluate_arms(
             config, self.run, self.tokenizer, policies, self.setting.stop
         )
@@ -230,4 +260,4 @@ class Run:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__))

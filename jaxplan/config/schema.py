@@ -32,6 +32,7 @@ def _check_plan_mode(mode: str) -> str:
 
 
 PlanMode = Annotated[str, AfterValidator(_check_plan_mode)]
+TextLevel = Literal["compact", "balrog", "balrog_precise"]
 
 
 def _check_data_axis(size: int) -> int:
@@ -68,7 +69,7 @@ class EnvConfig:
     """The world the agent lives in, and the words it is described with."""
 
     name: Literal["craftax_classic", "pogs"] = "craftax_classic"
-    text: Literal["compact", "balrog", "balrog_precise"] = "compact"
+    text: TextLevel = "compact"
     max_steps: PositiveInt = 1000  # env steps until an episode is truncated
     pool_size: PositiveInt = 256  # ready-made worlds a finished lane may be given
     pool_refresh: NonNegativeInt = 16  # worlds made anew per training iteration
@@ -163,15 +164,47 @@ class OptimizerConfig:
 
 
 @section
-class CollectConfig:
-    """The expert's trajectories, the data of SFT."""
+class ExpertConfig:
+    """How good the scripted player is; the defaults are the best it can."""
 
+    errors: Fraction = 0.0  # share of steps in which it does something at random
+    dawdling: Fraction = 0.0  # share of steps in which it does nothing
+    unknown_goals: tuple[str, ...] = ()  # goals it does not know, such as shelter
+
+
+@section
+class EndpointConfig:
+    """A server that speaks OpenAI's protocol, such as vLLM's, as the teacher."""
+
+    url: str = "http://localhost:8000/v1"
+    model: str = "default"  # as the server calls it
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
+    history: PositiveInt = 16  # observations a request repeats, the current one too
+    answer_tokens: PositiveInt = 200  # of one answer at most
+    temperature: NonNegativeFloat = 1.0
+    timeout_seconds: PositiveFloat = 120.0  # of one request
+    retries: NonNegativeInt = 5  # of one request, with growing pauses
+    budget_tokens: NonNegativeInt = 0  # asked and answered in all; 0: no limit
+
+
+@section
+class CollectConfig:
+    """The teacher's trajectories, the data of SFT."""
+
+    teacher: Literal["expert", "llama", "endpoint"] = "expert"
+    prompting: Literal["every", "never", "dynamic"] = "every"  # of llama and endpoint
+    endpoint: EndpointConfig = Field(default_factory=EndpointConfig)
     episodes: PositiveInt = 256
     lanes: PositiveInt = 64
     steps: PositiveInt = 400  # env steps of one trajectory at most
-    plan_every: tuple[PositiveInt, PositiveInt] = (2, 12)  # K ~ U[low, high], arm's own
+    plan_every: tuple[PositiveInt, PositiveInt] = (2, 12)  # K ~ U[low, high] turns
     random_phase: bool = False  # the first plan in any of the first K turns, not in 0
+    replan_on_change: bool = False  # also say a plan when the goal is another one
+    styles: tuple[str, ...] = ()  # drawn for each trajectory; none: the usual one
     action_noise: Fraction = 0.05  # share of steps whose action is random, not learnt
+    sleeping: Fraction = 0.0  # share of the sleeping turns that is written down
+    texts: tuple[TextLevel, ...] = ()  # text levels written down besides env.text
+    token_ids: bool = True  # write down the token ids of the texts as well
 
     def __post_init__(self) -> None:
         low, high = self.plan_every
@@ -183,13 +216,21 @@ class CollectConfig:
 class SftConfig:
     """Imitation of the collected turns on packed segments."""
 
+    dataset: str = ""  # folder of a dataset; by default what the run collected
+    plans: Literal["kept", "stripped", "shuffled"] = "kept"  # of the dataset
     epochs: PositiveInt = 1
+    updates: NonNegativeInt = 0  # if any, so many instead of whole epochs
     batch_segments: PositiveInt = 16
     held_out: Fraction = 0.05  # share of episodes kept for validation
     validate_every: PositiveInt = 50  # updates
     checkpoint_every: PositiveInt = 100  # updates
+    panel_every: NonNegativeInt = 0  # updates until the student plays; 0: never
+    panel_episodes: PositiveInt = 32  # of that panel, in the first evaluate.modes
     plan_weight: NonNegativeFloat = 1.0  # loss weight of a plan token
     action_weight: NonNegativeFloat = 1.0  # loss weight of an action token
+    observation_weight: NonNegativeFloat = 0.0  # of a token of an observation
+    kl_coef: NonNegativeFloat = 0.0  # of KL(agent | starting weights) per token
+    measure_kl: bool = False  # on held-out episodes; the starting weights are kept
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
 
@@ -240,6 +281,8 @@ class PpoConfig:
 class EvaluateConfig:
     """The panel: every arm and plan mode on the same list of worlds."""
 
+    arms: tuple[str, ...] = ()  # none: random and all the run has trained
+    run: str = ""  # directory of the run whose policies play; by default its own
     episodes: PositiveInt = 64  # per arm and mode
     modes: tuple[PlanMode, ...] = ("dynamic", "never", "every-1", "every-4")
     max_steps: PositiveInt = 400
@@ -270,6 +313,7 @@ class RunConfig:
     run_root: str = "runs"  # the run directory is run_root/name
     stages: tuple[Stage, ...] = ("collect", "sft", "ppo", "evaluate", "report")
     env: EnvConfig = Field(default_factory=EnvConfig)
+    expert: ExpertConfig = Field(default_factory=ExpertConfig)
     text: TextConfig = Field(default_factory=TextConfig)
     plan: PlanConfig = Field(default_factory=PlanConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)

@@ -22,6 +22,19 @@ class Phrases:
 
 
 @chex.dataclass(frozen=True)
+class Intent:
+    """What a scripted player is after, before it is put into words.
+
+    Attributes:
+        goal: a number for what it goes for; the plan is outdated once this changes.
+        facts: all else the words are made of, the player's own.
+    """
+
+    goal: Int[Array, ""]
+    facts: Any
+
+
+@chex.dataclass(frozen=True)
 class EnvStep:
     """One transition of a world.
 
@@ -108,11 +121,21 @@ class Drawn(Protocol):
 
 @runtime_checkable
 class Expert(Protocol):
-    """A scripted player that sees what the player sees, and says its plan."""
+    """A scripted player that sees what the player sees, and says what it is up to."""
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """Every phrase a plan can contain."""
+        """Every phrase a plan can contain, in whatever style."""
+        ...
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Names of the ways it can word a plan; the first is its usual one."""
+        ...
+
+    @property
+    def goal_names(self) -> tuple[str, ...]:
+        """The names of its goals; the index is the number in an ``Intent``."""
         ...
 
     def init(self) -> Any:
@@ -121,6 +144,16 @@ class Expert(Protocol):
 
     def act(
         self, key: PRNGKeyArray, memory: Any, state: State
-    ) -> tuple[Any, Int[Array, ""], Phrases]:
-        """Choose an action; return the new memory, the action and the current plan."""
+    ) -> tuple[Any, Int[Array, ""], Intent]:
+        """Choose an action; return the new memory, the action and what it is for."""
+        ...
+
+    def say(self, key: PRNGKeyArray, intent: Intent, style: Int[Array, ""]) -> Phrases:
+        """Put an intent into words.
+
+        Args:
+            key: of the choice among wordings that say the same.
+            intent: of ``act``.
+            style: index into ``styles``.
+        """
         ...

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from jaxplan.config.schema import EnvConfig
-from jaxplan.envs.base import Phrases
+from jaxplan.config.schema import EnvConfig, ExpertConfig
+from jaxplan.envs.base import Intent, Phrases
+from jaxplan.envs.craftax_classic import ACTION_NAMES
 from jaxplan.envs.craftax_expert_map import (
     CLOSED,
     IS_WALKED,
@@ -51,7 +52,15 @@ from jaxplan.envs.craftax_goals import (
     goals_done,
     suppose,
 )
-from jaxplan.envs.craftax_plans import PLAN_PHRASES, say_plan
+from jaxplan.envs.craftax_plans import (
+    BY_DARKNESS,
+    BY_PURPOSE,
+    GOAL_NAMES,
+    STYLE_NAMES,
+    STYLE_PHRASES,
+    PlanFacts,
+    say_plan,
+)
 from jaxplan.envs.craftax_view import (
     CENTRE,
     TILE,
@@ -235,9 +244,22 @@ class Way:
 
 @dataclasses.dataclass(frozen=True)
 class CraftaxExpert:
-    """The scripted player as an `Expert`."""
+    """The scripted player as an `Expert`.
 
-    phrases: tuple[str, ...] = PLAN_PHRASES
+    Attributes:
+        errors: share of steps in which it does something at random.
+        dawdling: share of steps in which it does nothing.
+        unknown: goals it does not know.
+        short_places: its plans point with the words of the ``compact`` text.
+    """
+
+    errors: float = 0.0
+    dawdling: float = 0.0
+    unknown: frozenset[Goal] = frozenset()
+    short_places: bool = True
+    phrases: tuple[str, ...] = STYLE_PHRASES
+    styles: tuple[str, ...] = STYLE_NAMES
+    goal_names: tuple[str, ...] = GOAL_NAMES
 
     def init(self) -> Memory:
         """Remember nothing."""
@@ -259,29 +281,91 @@ class CraftaxExpert:
 
     def act(
         self, key: PRNGKeyArray, memory: Memory, state: Any
-    ) -> tuple[Memory, Int[Array, ""], Phrases]:
-        """Look, remember, want, walk, and say what for."""
+    ) -> tuple[Memory, Int[Array, ""], Intent]:
+        """Look, remember, want, walk, and know what for."""
         seen = view(state)
         memory = _take_in(memory, seen)
         scene = draw_mobs(memory.known, seen)
         sites = find_sites(memory.known)
         situation = _situation(memory, scene, sites, seen)
-        goal, amount = choose(situation)
+        goal, amount = choose(situation, self.unknown)
         way = _find_way(goal, scene, sites, seen)
         memory = _settle(memory, goal, sites, seen)
         action = _action(goal, way, scene, memory, seen)
         action = _shake(key, action, scene, memory, seen)
         tile = scene.reshape(-1)[way.target]
         goal, amount = _as_gone_for(goal, amount, tile)
-        next_goal, _ = choose(suppose(situation, goal, amount))
-        offset = offset_to(way.target, seen.position)
-        return memory, action, say_plan(goal, amount, next_goal, offset, tile)
+        facts = PlanFacts(
+            amount=amount,
+            later=_later(situation, goal, amount, self.unknown),
+            offset=offset_to(way.target, seen.position),
+            target_tile=tile,
+            supplies=jnp.concatenate([seen.inventory, seen.vitals]).astype(jnp.int32),
+            reason=_reason(goal, memory, seen),
+        )
+        return memory, self._slip(key, action), Intent(goal=goal, facts=facts)
+
+    def say(self, key: PRNGKeyArray, intent: Intent, style: Int[Array, ""]) -> Phrases:
+        """Put an intent into words; see ``say_plan``."""
+        return say_plan(key, intent, style, self.short_places)
+
+    def _slip(self, key: PRNGKeyArray, action: Int[Array, ""]) -> Int[Array, ""]:
+        """Err, or dawdle, as often as this player does."""
+        err_key, which_key, dawdle_key = jax.random.split(jax.random.fold_in(key, 1), 3)
+        errs = jax.random.uniform(err_key) < self.errors
+        dawdles = jax.random.uniform(dawdle_key) < self.dawdling
+        other = jax.random.randint(which_key, (), 0, len(ACTION_NAMES), jnp.int32)
+        return jnp.where(errs, other, jnp.where(dawdles, NOOP, action))
 
 
-def make_craftax_expert(config: EnvConfig) -> CraftaxExpert:
-    """Make the scripted player of Craftax-Classic."""
-    del config  # it plays all of them alike
-    return CraftaxExpert()
+def make_craftax_expert(config: EnvConfig, skill: ExpertConfig) -> CraftaxExpert:
+    """Make the scripted player of Craftax-Classic, as good or bad as ``skill`` says.
+
+    Raises:
+        ValueError: ``skill`` names a goal that there is not.
+    """
+    strange = [name for name in skill.unknown_goals if name not in GOAL_NAMES]
+    if strange:
+        raise ValueError(
+            f"expert.unknown_goals: {strange} are no goals of this player; it has "
+            f"{', '.join(GOAL_NAMES)}"
+        )
+    return CraftaxExpert(
+        errors=skill.errors,
+        dawdling=skill.dawdling,
+        unknown=frozenset(Goal[name.upper()] for name in skill.unknown_goals),
+        short_places=config.text == "compact",
+    )
+
+
+def _later(
+    situation: Situation,
+    goal: Int[Array, ""],
+    amount: Int[Array, ""],
+    unknown: frozenset[Goal],
+) -> Int[Array, "2"]:
+    """The two goals that will come when this one, and the next, are reached."""
+    after_it = suppose(situation, goal, amount)
+    second, second_amount = choose(after_it, unknown)
+    third, _ = choose(suppose(after_it, second, second_amount), unknown)
+    return jnp.stack([second, third])
+
+
+def _reason(goal: Int[Array, ""], memory: Memory, seen: PlayerView) -> Int[Array, ""]:
+    """Why a goal is wanted, as in ``PlanFacts``."""
+    health, food, drink, energy = range(len(VITAL_NAMES))
+    low = seen.vitals <= 6
+    indoors = _is_one_of(goal, Goal.SHELTER, Goal.REST)
+    cases = [
+        ((goal == Goal.DRINK) & low[drink], drink),
+        ((goal == Goal.EAT_COW) & low[food], food),
+        (goal == Goal.SLEEP, energy),
+        (indoors & memory.hurt, health),
+        (indoors & memory.dark, BY_DARKNESS),
+        (indoors & memory.tired, energy),
+    ]
+    conditions, reasons = zip(*cases, strict=True)
+    return jnp.select(conditions, [jnp.int32(r) for r in reasons], BY_PURPOSE)
 
 
 def _take_in(memory: Memory, seen: PlayerView) -> Memory:

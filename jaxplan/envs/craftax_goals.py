@@ -178,9 +178,18 @@ def goals_done(achievements: Bool[Array, "22"]) -> Bool[Array, " goals"]:
     return jnp.where(_UNLOCK < 0, True, achievements[_UNLOCK])
 
 
-def choose(s: Situation) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The most urgent goal and the amount that ends it (0 where none does)."""
+def choose(
+    s: Situation, unknown: frozenset[Goal] = frozenset()
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The most urgent goal and the amount that ends it (0 where none does).
+
+    Args:
+        s: what the rules look at.
+        unknown: goals the player has never heard of; their rules are left out.
+    """
     rules = [*_survival(s), *_early(s), *_wood(s), *_stone(s), *_iron(s), *_late(s)]
+    rules = [rule for rule in rules if rule[1] not in unknown]
+    rules.append((True, Goal.STAY, 0))  # for who does not even know of shelters
     wanted = jnp.stack([jnp.asarray(condition) for condition, _, _ in rules])
     first = jnp.argmax(wanted)
     goals = jnp.array([goal for _, goal, _ in rules], jnp.int32)
@@ -287,7 +296,7 @@ def _iron(s: Situation) -> list[Rule]:
 
 
 def _late(s: Situation) -> list[Rule]:
-    """What is left when all tools are made; the last rule always holds."""
+    """What is left when all tools are made; the last rule holds whenever known."""
     return [
         (~s.done[Goal.MINE_DIAMOND], Goal.MINE_DIAMOND, 1),
         (~s.done[Goal.HUNT_SKELETON], Goal.HUNT_SKELETON, 0),

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from jaxplan.config.schema import EnvConfig
-from jaxplan.envs.base import Expert, Phrases
+from jaxplan.config.schema import EnvConfig, ExpertConfig
+from jaxplan.envs.base import Expert, Intent, Phrases
 from jaxplan.envs.pogs_graph import (
     NOWHERE,
     PogsState,
@@ -177,10 +177,16 @@ def _take_in(memory: Memory, seen: PogsView) -> Memory:
 
 @dataclasses.dataclass(frozen=True)
 class PogsExplorer:
-    """The explorer with a memory as an `Expert`."""
+    """The explorer with a memory as an `Expert`; its goal is a node."""
 
     num_nodes: int
     k_hops: int
+    styles: tuple[str, ...] = ("plain",)
+
+    @property
+    def goal_names(self) -> tuple[str, ...]:
+        """The nodes, by their labels."""
+        return tuple(str(node) for node in range(self.num_nodes))
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -193,12 +199,18 @@ class PogsExplorer:
 
     def act(
         self, key: PRNGKeyArray, memory: Memory, state: PogsState
-    ) -> tuple[Memory, Int[Array, ""], Phrases]:
-        """Look, remember, choose a way, and say it."""
+    ) -> tuple[Memory, Int[Array, ""], Intent]:
+        """Look, remember, and choose a way."""
         del key  # it has no doubts
         seen = view(state, self.k_hops)
         memory, way = explore(memory, seen, self.k_hops)
-        return memory, way[0], say_plan(memory, seen, way, self.k_hops)
+        plan = say_plan(memory, seen, way, self.k_hops)
+        return memory, way[0], Intent(goal=memory.goal, facts=plan)
+
+    def say(self, key: PRNGKeyArray, intent: Intent, style: Int[Array, ""]) -> Phrases:
+        """Say what was thought out on the way; there is only one wording."""
+        del key, style
+        return intent.facts
 
 
 def say_plan(
@@ -274,6 +286,8 @@ class PogsWanderer:
     seeks: bool
     avoids: bool
     phrases: tuple[str, ...] = ("",)
+    styles: tuple[str, ...] = ("silent",)
+    goal_names: tuple[str, ...] = ("none",)
 
     def init(self) -> Bool[Array, " N"]:
         """Remember no visit."""
@@ -281,7 +295,7 @@ class PogsWanderer:
 
     def act(
         self, key: PRNGKeyArray, memory: Bool[Array, " N"], state: PogsState
-    ) -> tuple[Bool[Array, " N"], Int[Array, ""], Phrases]:
+    ) -> tuple[Bool[Array, " N"], Int[Array, ""], Intent]:
         """Take a neighbour by chance, unless there is a better one."""
         seen = view(state, self.k_hops)
         visited = memory.at[seen.current].set(True)
@@ -295,12 +309,25 @@ class PogsWanderer:
             ways = find_ways(seen.edges, seen.current)
             known = ways.steps[seen.target] < self.num_nodes
             action = jnp.where(known, way_to(ways, seen.target)[0], action)
-        silence = Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
-        return visited, action, silence
+        return visited, action, Intent(goal=jnp.zeros((), jnp.int32), facts=())
+
+    def say(self, key: PRNGKeyArray, intent: Intent, style: Int[Array, ""]) -> Phrases:
+        """Say nothing."""
+        del key, intent, style
+        return Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
 
 
-def make_pogs_expert(config: EnvConfig) -> PogsExplorer:
-    """Make the explorer for the worlds of ``config``."""
+def make_pogs_expert(config: EnvConfig, skill: ExpertConfig) -> PogsExplorer:
+    """Make the explorer for the worlds of ``config``.
+
+    Raises:
+        ValueError: it is asked to be worse than it can be.
+    """
+    if skill != ExpertConfig():
+        raise ValueError(
+            "expert: the explorer of pogs knows one way to play; leave out errors, "
+            "dawdling and unknown_goals (evaluate.arms has players without a memory)"
+        )
     return PogsExplorer(num_nodes=config.pogs.nodes, k_hops=config.pogs.k_hops)
 
 

@@ -1,6 +1,6 @@
 """The worlds there are and their scripted players, by the name a config gives."""
 
-from jaxplan.config.schema import EnvConfig
+from jaxplan.config.schema import EnvConfig, ExpertConfig
 from jaxplan.envs.base import Expert, TextEnv
 from jaxplan.envs.craftax_classic import make_craftax_classic
 from jaxplan.envs.craftax_expert import make_craftax_expert
@@ -10,6 +10,7 @@ from jaxplan.envs.pogs_expert import make_pogs_expert, make_pogs_references
 WORLDS = {"craftax_classic": make_craftax_classic, "pogs": make_pogs}
 EXPERTS = {"craftax_classic": make_craftax_expert, "pogs": make_pogs_expert}
 REFERENCES = {"pogs": make_pogs_references}
+_AT_ITS_BEST = ExpertConfig()
 
 
 def make_env(config: EnvConfig) -> TextEnv:
@@ -17,9 +18,13 @@ def make_env(config: EnvConfig) -> TextEnv:
     return WORLDS[config.name](config)
 
 
-def make_expert(config: EnvConfig) -> Expert:
-    """Build the scripted player that teaches the world ``config`` names."""
-    return EXPERTS[config.name](config)
+def make_expert(config: EnvConfig, skill: ExpertConfig = _AT_ITS_BEST) -> Expert:
+    """Build the scripted player that teaches the world ``config`` names.
+
+    Raises:
+        ValueError: ``skill`` asks for what this player has not.
+    """
+    return EXPERTS[config.name](config, skill)
 
 
 def make_references(config: EnvConfig) -> dict[str, Expert]:

@@ -14,13 +14,13 @@ import numpy as np
 
 from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
 from jaxplan.core.mesh import LANES, settle, to_host
-from jaxplan.envs.base import Expert, TextEnv
+from jaxplan.envs.base import TextEnv
 from jaxplan.eval.report import Result, make_result
+from jaxplan.eval.stats import bootstrap
 from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import parse_mode
 from jaxplan.rollout.rounds import Language, init_carry, run_segment
 from jaxplan.rollout.schedule import Schedule, make_worlds, panel_schedule
-from jaxplan.rollout.scripted import play_scripted
 from jaxplan.rollout.segment import Segment
 
 
@@ -158,32 +158,6 @@ def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def play_scripted_panel(panel: Panel, player: Expert) -> Episodes:
-    """Play the panel's worlds with a scripted player, which has no plan modes."""
-    seeds = panel.seeds
-    played = play_scripted(
-        make_worlds(panel.env, seeds),
-        seeds,
-        env=panel.env,
-        player=player,
-        steps=panel.config.max_steps,
-    )
-    host = to_host(played)
-    nothing = np.zeros(len(seeds), np.int32)
-    return Episodes(
-        mode=nothing,
-        seed=np.asarray(seeds),
-        task_return=host.reward.sum(axis=0),
-        events=host.events.any(axis=0),
-        counts={name: count.sum(axis=0) for name, count in host.counts.items()},
-        env_steps=host.alive.sum(axis=0),
-        turns=(host.alive & ~host.passive).sum(axis=0),
-        plans=nothing,
-        plan_tokens=nothing,
-        terminated=host.terminated.any(axis=0),
-    )
-
-
 def result_of(
     arm: str,
     mode: str,
@@ -191,7 +165,10 @@ def result_of(
     event_names: tuple[str, ...],
     confidence: float,
 ) -> Result:
-    """One row of the result table, with bootstrap intervals over episodes."""
+    """One row of the result table, with bootstrap intervals over episodes.
+
+    ``alive`` is the share of episodes that the time limit ended, and not death.
+    """
     turns = np.maximum(episodes.turns, 1)
     columns = {
         "achievements": episodes.events.sum(axis=1),
@@ -200,6 +177,50 @@ def result_of(
         "plan_tokens_per_turn": episodes.plan_tokens / turns,
         "steps": episodes.env_steps,
     }
-    return make_result(
+    row = make_result(
         arm, mode, columns, episodes.counts, episodes.events, event_names, confidence
     )
+    alive = bootstrap((~episodes.terminated).astype(float), confidence)
+    return row | {"alive": alive.to_json()}
+
+
+def make_probe(
+    panel: Panel, language: Language
+) -> Callable[[LlamaParams], dict[str, float]]:
+    """Prepare a panel that is played again and again while an agent learns.
+
+    Args:
+        panel: worlds and modes.
+        language: the tokenizer's tables.
+
+    Returns:
+        What plays it with a policy, and tells the means as metrics.
+    """
+    schedule = panel.schedule()
+
+    def probe(params: LlamaParams) -> dict[str, float]:
+        episodes, _ = play_panel(params, panel, language, schedule, lambda *_: None)
+        turns = np.maximum(episodes.turns, 1)
+        return {
+            "panel/achievements": float(episodes.events.sum(axis=1).mean()),
+            "panel/return": float(episodes.task_return.mean()),
+            "panel/alive": float((~episodes.terminated).mean()),
+            "panel/plan_rate": float((episodes.plans / turns).mean()),
+        }
+
+    return probe
+
+
+def by_episode(episodes: Episodes) -> dict[str, list]:
+    """What the rows of an experiment are compared by, world by world, as plain data.
+
+    ``unlocked`` names the events of each episode by their numbers.
+    """
+    return {
+        "seed": episodes.seed.tolist(),
+        "unlocked": [np.flatnonzero(events).tolist() for events in episodes.events],
+        "return": np.asarray(episodes.task_return, float).tolist(),
+        "alive": (~episodes.terminated).astype(int).tolist(),
+        "steps": episodes.env_steps.tolist(),
+        "plan_tokens": episodes.plan_tokens.tolist(),
+    }

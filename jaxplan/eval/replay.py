@@ -7,61 +7,15 @@ its seed and its actions, so the frames come from playing the same actions again
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxplan.core.roles import Role, Span
 from jaxplan.envs.base import Drawn, State, TextEnv
-from jaxplan.models.visibility import NO_PLAN
 from jaxplan.rollout.lanes import world_key
 from jaxplan.rollout.schedule import episode_key
-from jaxplan.rollout.segment import Segment
-from jaxplan.text.tokenizer import Tokenizer
-
-
-@chex.dataclass(frozen=True)
-class SpokenTurn:
-    """One complete turn of an episode (host)."""
-
-    observation: str
-    plan: str  # empty: none was written
-    action: int
-
-
-def spoken_turns(
-    segments: list[Segment], tokenizer: Tokenizer, entry: int
-) -> list[SpokenTurn]:
-    """Read the turns of one lane's episode from its segments.
-
-    Args:
-        segments: of one lane, in order (``first_lane``).
-        tokenizer: of the agent.
-        entry: which of the lane's episodes, from 0.
-    """
-    turns = []
-    for segment in segments:
-        tokens = jax.tree.map(lambda array: array[0], segment.stream.tokens)
-        end = jax.tree.map(lambda array: array[0], segment.turns.end)
-        number = segment.turns.number[0]
-        for slot in np.flatnonzero(end.complete):
-            of_turn = tokens.turn == number[slot]
-            of_turn &= (tokens.episode == entry + 1) & (tokens.role != Role.PROMPT)
-            said = of_turn & (tokens.span != Span.NONE)
-            if not said.any():
-                continue  # asleep, or another episode
-            seen = of_turn & ~said & (tokens.plan == NO_PLAN)
-            text = said & (tokens.span == Span.PLAN)
-            turns.append(
-                SpokenTurn(
-                    observation=tokenizer.decode(tokens.token[seen].tolist()).strip(),
-                    plan=tokenizer.decode(tokens.token[text].tolist()).strip(),
-                    action=int(end.action[slot]),
-                )
-            )
-    return turns
+from jaxplan.rollout.spoken import SpokenTurn
 
 
 @partial(jax.jit, static_argnames="env")

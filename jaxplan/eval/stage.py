@@ -13,24 +13,34 @@ from jaxplan.config.schema import RunConfig
 from jaxplan.core.mesh import make_mesh, settle
 from jaxplan.core.processes import agree
 from jaxplan.envs.base import Expert
-from jaxplan.envs.worlds import make_env, make_references
-from jaxplan.eval.panels import (
-    Panel,
-    play_panel,
-    play_scripted_panel,
-    result_of,
-)
-from jaxplan.eval.replay import make_replay, spoken_turns
+from jaxplan.envs.worlds import make_env, make_expert, make_references
+from jaxplan.eval.panels import Panel, by_episode, play_panel, result_of
+from jaxplan.eval.replay import make_replay
 from jaxplan.eval.report import print_table, write_report
+from jaxplan.eval.scripted import describe_play, play_scripted_panel, print_play
 from jaxplan.io.progress import Progress
 from jaxplan.io.rundir import RunDirectory, commit, hardware, versions
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import LlamaParams
 from jaxplan.rollout.scripted import RandomPlayer
 from jaxplan.rollout.setup import longest_turn, make_language
+from jaxplan.rollout.spoken import spoken_turns
 from jaxplan.text.tokenizer import Tokenizer
 
 _TIMED_STAGES = ("collect", "sft", "ppo", "evaluate")
+
+
+def make_panel(config: RunConfig, tokenizer: Tokenizer) -> Panel:
+    """The panel of a run."""
+    env = make_env(dataclasses.replace(config.env, max_steps=config.evaluate.max_steps))
+    return Panel(
+        env=env,
+        config=config.evaluate,
+        rollout=config.rollout,
+        model=config.model,
+        budget=config.plan.budget,
+        turn_tokens=longest_turn(tokenizer, env, config.plan),
+    )
 
 
 def evaluate_arms(
@@ -40,7 +50,7 @@ def evaluate_arms(
     policies: dict[str, Callable[[], LlamaParams]],
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Play the panel with the scripted players and with every policy.
+    """Play the panel with the arms of ``evaluate.arms``.
 
     An arm that has finished is not played again when the stage is.
 
@@ -56,40 +66,56 @@ def evaluate_arms(
 
     Raises:
         Stopped: someone asked; finished arms are kept.
+        ValueError: an arm is neither a scripted player nor a policy of the run.
     """
-    env = make_env(dataclasses.replace(config.env, max_steps=config.evaluate.max_steps))
-    panel = Panel(
-        env=env,
-        config=config.evaluate,
-        rollout=config.rollout,
-        model=config.model,
-        budget=config.plan.budget,
-        turn_tokens=longest_turn(tokenizer, env, config.plan),
-    )
-    scripted: dict[str, Expert] = {"random": RandomPlayer(len(env.action_names))}
-    arms: dict[str, Callable[[], dict[str, Any]]] = {}
-    for arm, player in (scripted | make_references(config.env)).items():
-        arms[arm] = lambda arm=arm, player=player: _play_script(arm, player, panel)
-    for arm, load in policies.items():
-        arms[arm] = lambda arm=arm, load=load: _play(
-            arm, load(), panel, config, tokenizer, stop
+    panel = make_panel(config, tokenizer)
+    env = panel.env
+    players: dict[str, Expert] = {
+        "random": RandomPlayer(len(env.action_names)),
+        **make_references(config.env),
+    }
+    chosen = config.evaluate.arms or (*players, *policies)
+    players["expert"] = make_expert(config.env, config.expert)
+    strange = [arm for arm in chosen if arm not in players | policies]
+    if strange:
+        raise ValueError(
+            f"evaluate.arms: {strange} are neither scripted players "
+            f"({', '.join(players)}) nor policies of this run ({', '.join(policies)})"
         )
     results = []
-    for arm, play in arms.items():
+    for arm in chosen:
         marker = f"evaluate-{arm}"
-        if not agree(run.is_done(marker)):
+        if agree(run.is_done(marker)):
+            pass
+        elif arm in players:
+            run.finish(marker, _play_scripted(arm, players[arm], panel, stop))
+        else:
             with jax.set_mesh(make_mesh(config.mesh)):
-                run.finish(marker, play())
+                played = _play(arm, policies[arm](), panel, config, tokenizer, stop)
+            run.finish(marker, played)
         results += run.results(marker)["results"]
     return {"results": results}
 
 
-def _play_script(arm: str, player: Expert, panel: Panel) -> dict[str, Any]:
-    episodes = play_scripted_panel(panel, player)
-    row = result_of(
-        arm, "never", episodes, panel.env.event_names, panel.config.confidence
-    )
-    return {"results": [row]}
+def _play_scripted(
+    arm: str, player: Expert, panel: Panel, stop: StopRequest
+) -> dict[str, Any]:
+    with Progress(f"evaluate {arm}", panel.config.episodes) as progress:
+        play = play_scripted_panel(panel, player, _reporter(progress, stop))
+    names, confidence = panel.env.event_names, panel.config.confidence
+    row = result_of(arm, "never", play.episodes, names, confidence)
+    if arm == "expert":
+        row |= describe_play(play, names, player.goal_names, confidence)
+    return {"results": [row], "episodes": {"never": by_episode(play.episodes)}}
+
+
+def _reporter(progress: Progress, stop: StopRequest) -> Callable[[int, int], None]:
+    def report(done: int, env_steps: int) -> None:
+        progress.update(done, env_steps=env_steps)
+        if stop.requested:
+            raise Stopped
+
+    return report
 
 
 def _play(
@@ -104,18 +130,8 @@ def _play(
     schedule = panel.schedule()
     total = int(schedule.entries.sum())
     with Progress(f"evaluate {arm}", total) as progress:
-
-        def report(done: int, env_steps: int) -> None:
-            progress.update(done, env_steps=env_steps)
-            if stop.requested:
-                raise Stopped
-
         episodes, segments = play_panel(
-            params,
-            panel,
-            language,
-            schedule,
-            report,
+            params, panel, language, schedule, _reporter(progress, stop)
         )
     confidence = panel.config.confidence
     rows = [
@@ -131,6 +147,10 @@ def _play(
     mode = panel.config.modes[0]
     return {
         "results": rows,
+        "episodes": {
+            mode: by_episode(episodes.of_mode(number))
+            for number, mode in enumerate(panel.config.modes)
+        },
         "replay": make_replay(arm, mode, seed, world, turns, panel.env),
     }
 
@@ -155,6 +175,9 @@ def write_run_report(config: RunConfig, run: RunDirectory) -> Path:
         "results": results,
     }
     print_table(results)
+    for row in results:
+        if "plan_life" in row:
+            print_play(row)
     return write_report(run.path, summary, _last_replay(run, results))
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxplan.envs.base import Expert, Phrases, State, TextEnv
+from jaxplan.envs.base import Expert, Intent, Phrases, State, TextEnv
 from jaxplan.rollout.lanes import world_key
 from jaxplan.rollout.schedule import episode_key
 
@@ -20,8 +21,8 @@ class Trajectories:
     Attributes:
         alive: the episode had not ended before this step.
         passive: the player was asleep: the action was not asked for.
-        observation: what the player saw.
-        plan: what the player meant to do.
+        observations: what the player saw, in the words of each describer.
+        intent: what the player meant to do.
         action: what was played.
         noisy: the action was drawn at random instead.
         reward: task reward.
@@ -32,8 +33,8 @@ class Trajectories:
 
     alive: Bool[Array, "*axes"]
     passive: Bool[Array, "*axes"]
-    observation: Phrases
-    plan: Phrases
+    observations: tuple[Phrases, ...]
+    intent: Intent
     action: Int[Array, "*axes"]
     noisy: Bool[Array, "*axes"]
     reward: Float[Array, "*axes"]
@@ -48,6 +49,8 @@ class RandomPlayer:
 
     num_actions: int
     phrases: tuple[str, ...] = ("",)
+    styles: tuple[str, ...] = ("silent",)
+    goal_names: tuple[str, ...] = ("none",)
 
     def init(self) -> Array:
         """Remember nothing."""
@@ -55,12 +58,50 @@ class RandomPlayer:
 
     def act(
         self, key: PRNGKeyArray, memory: Array, state: State
-    ) -> tuple[Array, Int[Array, ""], Phrases]:
+    ) -> tuple[Array, Int[Array, ""], Intent]:
         """Draw an action."""
         del state
         action = jax.random.randint(key, (), 0, self.num_actions, jnp.int32)
-        silence = Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
-        return memory, action, silence
+        return memory, action, Intent(goal=jnp.zeros((), jnp.int32), facts=())
+
+    def say(self, key: PRNGKeyArray, intent: Intent, style: Array) -> Phrases:
+        """Say nothing."""
+        del key, intent, style
+        return Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reciter:
+    """Plays a list of actions, one in each turn in which the world asks for one.
+
+    What was played once, by whomever, is so played again, with all that can be seen.
+    Its goal is the number of the turn.
+    """
+
+    env: TextEnv
+    num_turns: int
+    phrases: tuple[str, ...] = ("",)
+    styles: tuple[str, ...] = ("silent",)
+    goal_names: tuple[str, ...] = ()
+
+    def init(self) -> tuple[Array, Array]:
+        """Know nothing but Noop; pass ``memories`` to play something else."""
+        return jnp.zeros(self.num_turns, jnp.int32), jnp.zeros((), jnp.int32)
+
+    def act(
+        self, key: PRNGKeyArray, memory: tuple[Array, Array], state: State
+    ) -> tuple[tuple[Array, Array], Int[Array, ""], Intent]:
+        """Play the next action, and go on in the list unless asleep."""
+        del key
+        actions, turn = memory
+        action = actions[jnp.minimum(turn, self.num_turns - 1)]
+        later = turn + (~self.env.passive(state)).astype(jnp.int32)
+        return (actions, later), action, Intent(goal=turn, facts=())
+
+    def say(self, key: PRNGKeyArray, intent: Intent, style: Array) -> Phrases:
+        """Say nothing."""
+        del key, intent, style
+        return Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
 
 
 @chex.dataclass(frozen=True)
@@ -70,7 +111,7 @@ class _Player:
     over: Bool[Array, "*axes"]
 
 
-@partial(jax.jit, static_argnames=("env", "player", "steps", "noise"))
+@partial(jax.jit, static_argnames=("env", "player", "steps", "describers", "noise"))
 def play_scripted(
     worlds: State,
     seeds: Int[Array, " B"],
@@ -78,7 +119,9 @@ def play_scripted(
     env: TextEnv,
     player: Expert,
     steps: int,
+    describers: tuple[TextEnv, ...] = (),
     noise: float = 0.0,
+    memories: Any = None,
 ) -> Trajectories:
     """Let a scripted player play one episode in every world, all at once.
 
@@ -88,21 +131,24 @@ def play_scripted(
         env: the world.
         player: who plays.
         steps: env steps at most; an episode that is not over then is cut off.
+        describers: the same world in the words that are to be written down.
         noise: share of steps whose action is drawn at random.
+        memories: what the player knows at the start, stacked; by default ``init()``.
     """
     keys = jax.vmap(episode_key)(seeds)
 
     def one_step(lane: _Player, key: PRNGKeyArray, step: Array):
-        return _scripted_step(lane, key, step, env, player, noise)
+        return _scripted_step(lane, key, step, env, player, describers, noise)
 
     def all_lanes(lanes: _Player, step: Array):
         return jax.vmap(one_step, in_axes=(0, 0, None))(lanes, keys, step)
 
-    memory = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (seeds.shape[0], *jnp.shape(leaf))),
-        player.init(),
-    )
-    start = _Player(world=worlds, memory=memory, over=jnp.zeros(seeds.shape, bool))
+    if memories is None:
+        memories = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (seeds.shape[0], *jnp.shape(leaf))),
+            player.init(),
+        )
+    start = _Player(world=worlds, memory=memories, over=jnp.zeros(seeds.shape, bool))
     return jax.lax.scan(all_lanes, start, jnp.arange(steps))[1]
 
 
@@ -112,11 +158,12 @@ def _scripted_step(
     step: Array,
     env: TextEnv,
     player: Expert,
+    describers: tuple[TextEnv, ...],
     noise: float,
 ) -> tuple[_Player, Trajectories]:
     own_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
     act_key, noise_key, which_key = jax.random.split(own_key, 3)
-    memory, action, plan = player.act(act_key, lane.memory, lane.world)
+    memory, action, intent = player.act(act_key, lane.memory, lane.world)
     noisy = jax.random.uniform(noise_key) < noise
     any_action = jax.random.randint(which_key, (), 0, len(env.action_names), jnp.int32)
     action = jnp.where(noisy, any_action, action.astype(jnp.int32))
@@ -124,8 +171,8 @@ def _scripted_step(
     record = Trajectories(
         alive=~lane.over,
         passive=env.passive(lane.world),
-        observation=env.describe(lane.world),
-        plan=plan,
+        observations=tuple(each.describe(lane.world) for each in describers),
+        intent=intent,
         action=action,
         noisy=noisy,
         reward=jnp.where(lane.over, 0.0, result.reward),

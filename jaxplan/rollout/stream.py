@@ -77,15 +77,32 @@ def prompt_stream(
 ) -> Stream:
     """A stream that holds nothing but the prompt."""
     length = prompt.shape[0]
+    prompts = jnp.broadcast_to(prompt, (num_lanes, length))
+    return prompt_streams(prompts, jnp.full(num_lanes, length), segment_tokens)
+
+
+def prompt_streams(
+    prompts: Int[Array, "B prompt"], lengths: Int[Array, " B"], segment_tokens: int
+) -> Stream:
+    """Streams that hold nothing but a prompt each.
+
+    Args:
+        prompts: filled up at the end with anything.
+        lengths: of the prompts.
+        segment_tokens: length of a stream.
+    """
+    num_lanes, width = prompts.shape
+    inside = jnp.arange(width)[None, :] < lengths[:, None]
+    blank = empty_tokens(num_lanes, width)
     head = dataclasses.replace(
-        empty_tokens(num_lanes, length),
-        token=jnp.broadcast_to(prompt, (num_lanes, length)),
-        role=jnp.full((num_lanes, length), Role.PROMPT, jnp.int32),
-        episode=jnp.full((num_lanes, length), PROMPT_EPISODE, jnp.int32),
+        blank,
+        token=jnp.where(inside, prompts, blank.token),
+        role=jnp.where(inside, jnp.int32(Role.PROMPT), blank.role),
+        episode=jnp.where(inside, jnp.int32(PROMPT_EPISODE), blank.episode),
     )
-    tail = empty_tokens(num_lanes, segment_tokens - length)
+    tail = empty_tokens(num_lanes, segment_tokens - width)
     tokens = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), head, tail)
-    return Stream(tokens=tokens, cursor=jnp.full(num_lanes, length, jnp.int32))
+    return Stream(tokens=tokens, cursor=lengths.astype(jnp.int32))
 
 
 def append(stream: Stream, new: Tokens, lengths: Int[Array, " B"]) -> Stream:

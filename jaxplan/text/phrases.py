@@ -5,8 +5,10 @@ phrases equals tokenizing the concatenated string*; a table is built with that p
 not at all.
 """
 
+import dataclasses
 import itertools
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import chex
 import jax.numpy as jnp
@@ -91,6 +93,59 @@ def pack(
     )
     length = jnp.max(jnp.where(fits, ends, 0), initial=0)
     return tokens, length, jnp.sum(phrases.mask & ~fits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths (host): row i is ``values[offsets[i]:offsets[i + 1]]``.
+
+    Attributes:
+        values: of all rows, one behind the other.
+        offsets: one more than rows.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def row(self, number: int) -> np.ndarray:
+        """One row."""
+        return self.values[self.offsets[number] : self.offsets[number + 1]]
+
+
+def ragged(rows: Iterable[Sequence[int]], dtype: Any) -> Ragged:
+    """Put rows one behind the other."""
+    listed = list(rows)
+    offsets = np.cumsum([0, *map(len, listed)])
+    values = [np.asarray(row, dtype) for row in listed]
+    return Ragged(np.concatenate([np.zeros(0, dtype), *values]), offsets)
+
+
+def spell(
+    pieces: Ragged, ids: np.ndarray, mask: np.ndarray, capacity: int | None = None
+) -> tuple[Ragged, int]:
+    """Write many texts down at once (host): ``pack`` without a device, for any pieces.
+
+    Args:
+        pieces: what each phrase is made of: its token ids, or its bytes.
+        ids: phrases of the texts, [texts, phrases].
+        mask: which of them are spoken.
+        capacity: room in pieces; a phrase that does not fit is dropped, together with
+            all that follow it.
+
+    Returns:
+        The texts, and how many of them were cut.
+    """
+    lengths = np.where(mask, np.diff(pieces.offsets)[ids], 0)
+    cut = 0
+    if capacity is not None:
+        fits = lengths.cumsum(axis=1) <= capacity
+        cut = int((mask & ~fits).any(axis=1).sum())
+        lengths = np.where(fits, lengths, 0)
+    kept = lengths > 0
+    counts = lengths[kept]
+    within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    values = pieces.values[np.repeat(pieces.offsets[ids[kept]], counts) + within]
+    return Ragged(values, np.append(0, lengths.sum(axis=1).cumsum())), cut
 
 
 def phrases_text(phrases: tuple[str, ...], ids: np.ndarray, mask: np.ndarray) -> str:

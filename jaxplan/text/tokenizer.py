@@ -60,6 +60,11 @@ class Tokenizer:
         """Turn text into ids, without the tokens a chat or a document begins with."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Turn many texts into ids, on all cores."""
+        encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
     def encode_words(self, text: str) -> list[list[int]]:
         """Turn text into ids, grouped by the words that tokens never reach across."""
         encoding = self.backend.encode(text, add_special_tokens=False)

@@ -1,207 +1,225 @@
-"""The teacher's trajectories: a scripted expert plays, and says its plan every K turns.
+"""The teacher's trajectories: somebody plays, and says a plan every K turns.
 
-K is drawn once for each trajectory, as in the paper (K ~ U[2, 12], arXiv:2509.03581,
-section 4). Turns in which the player sleeps are not asked for and not written down;
-what they earn belongs to the turn before.
+K is drawn once for each trajectory, and so is the style of its plans, as in the paper
+(K ~ U[2, 12], arXiv:2509.03581, section 4). Turns in which the player sleeps are not
+asked for; what they earn belongs to the turn before.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplan.config.schema import CollectConfig
+from jaxplan.core.ahead import begin_ahead
 from jaxplan.core.processes import agree, is_first
-from jaxplan.envs.base import Expert, Phrases, TextEnv
+from jaxplan.envs.base import Expert, Intent, Phrases
 from jaxplan.io.datasets import DatasetWriter
 from jaxplan.io.stopping import Stopped, StopRequest
-from jaxplan.rollout.schedule import make_worlds
-from jaxplan.rollout.scripted import Trajectories, play_scripted
-from jaxplan.text.phrases import PhraseTable, make_phrase_table, pack, phrases_text
-from jaxplan.text.tokenizer import Tokenizer
+from jaxplan.rollout.schedule import episode_key, make_worlds
+from jaxplan.rollout.scripted import play_scripted
+from jaxplan.train.scribe import Desk, Scribe, make_speech
+
+_SAID_AT_ONCE = 128  # plans put into words in one call
+_PLAYER_SPEAKS = 2  # beside the keys of the world (0) and of the player's choices (1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """Who plays where, and how it is written down.
+@runtime_checkable
+class Teacher(Protocol):
+    """Whoever plays trajectories, a batch at a time."""
 
-    Attributes:
-        env: the world.
-        expert: the player.
-        tokenizer: of the student.
-        observation_tokens: room for an observation, as in the rollout.
-        plan_tokens: room for a plan: the grammar's budget.
-    """
+    @property
+    def scribe(self) -> Scribe:
+        """Who writes them down."""
+        ...
 
-    env: TextEnv
-    expert: Expert
-    tokenizer: Tokenizer
-    observation_tokens: int
-    plan_tokens: int
+    def account(self) -> dict[str, Any]:
+        """What is to be told at the end, besides the dataset's card."""
+        ...
 
+    def play(self, first: int) -> Any:
+        """Begin the batch of trajectories from number ``first`` on."""
+        ...
 
-@partial(jax.jit, static_argnames="capacity")
-def _pack_all(table: PhraseTable, phrases: Phrases, capacity: int):
-    packed = jax.vmap(jax.vmap(lambda one: pack(table, one, capacity)))(phrases)
-    return packed[0], packed[1]
+    def write_down(
+        self, first: int, played: Any, wanted: int
+    ) -> Iterable[dict[str, Any]]:
+        """The columns of the first ``wanted`` trajectories of a batch begun."""
+        ...
 
 
 def collect(
     directory: Path,
     teacher: Teacher,
-    config: CollectConfig,
-    seed: int,
     about: dict[str, str],
     progress: Callable[[int, int], None],
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Write ``config.episodes`` trajectories, going on where a killed run stopped.
+    """Write all trajectories, going on where a killed run stopped.
 
     Args:
         directory: of the dataset.
-        teacher: who plays.
-        config: how much, and with how much noise.
-        seed: of the run: worlds, noise and K derive from it.
+        teacher: who plays, and how much: see ``Desk``.
         about: written into every shard, see ``DatasetWriter``.
         progress: is told the episodes done and the turns written so far.
         stop: asked between two batches of episodes.
 
     Returns:
-        The dataset's card; nothing in any process but the first.
+        The dataset's card, and what the teacher has to tell of this time; nothing in
+        any process but the first.
 
     Raises:
         Stopped: someone asked; whole batches are kept.
+        ValueError: the directory holds another dataset.
     """
+    desk = teacher.scribe.desk
+    config = desk.config
     writer = None
     if is_first():  # it plays alone; the others only learn when to stop
-        writer = DatasetWriter(directory, about, shard_episodes=config.lanes)
-    tables = (
-        make_phrase_table(teacher.tokenizer, teacher.env.phrases),
-        make_phrase_table(teacher.tokenizer, teacher.expert.phrases),
-    )
-    turns = 0
-    done = agree(writer.episodes if writer else 0)
-    for first in range(done, config.episodes, config.lanes):
-        if writer:
-            numbers = np.arange(first, min(first + config.lanes, config.episodes))
-            for columns in _play(teacher, config, seed, numbers, tables):
+        writer = DatasetWriter(directory, about, config.lanes, tuple(desk.other_texts))
+    done, turns = agree(writer.episodes if writer else 0), 0
+    starts = range(done, config.episodes, config.lanes)
+    for first, batch in _played(teacher, starts) if writer else _others(starts):
+        for columns in batch:
+            if writer:
                 writer.add_episode(columns)
                 turns += len(columns["step"])
         progress(min(first + config.lanes, config.episodes), turns)
         if stop.requested:
             raise Stopped
-    return writer.close() if writer else {}
+    return writer.close() | teacher.account() if writer else {}
 
 
-def _play(
-    teacher: Teacher,
-    config: CollectConfig,
-    seed: int,
-    numbers: np.ndarray,
-    tables: tuple[PhraseTable, PhraseTable],
-) -> Iterator[dict[str, Any]]:
-    """The turns of trajectories; all batches are of one size, the last one, too."""
-    first = int(numbers[0])
-    seeds = jnp.asarray(
-        _episode_seeds(seed, np.arange(first, first + config.lanes)), jnp.int32
-    )
-    played = play_scripted(
-        make_worlds(teacher.env, seeds),
-        seeds,
-        env=teacher.env,
-        player=teacher.expert,
-        steps=config.steps,
-        noise=config.action_noise,
-    )
-    written = _write_down(played, teacher, tables)
-    for number, columns in zip(numbers.tolist(), written, strict=False):
-        yield _speak_every(columns, *_plan_turns(config, seed, number))
+_Batch = tuple[int, Iterable[dict[str, Any]]]  # its first number, its trajectories
 
 
-def _episode_seeds(seed: int, numbers: np.ndarray) -> np.ndarray:
-    """World seeds of trajectories; below 2**30, where no evaluation panel lies."""
-    return np.array(
-        [np.random.default_rng([seed, n]).integers(2**24, 2**30) for n in numbers],
-        np.int32,
-    )
+def _played(teacher: Teacher, starts: range) -> Iterator[_Batch]:
+    """Play, the next batches while the host writes this one down."""
+    for first, played in begin_ahead(starts, teacher.play):
+        wanted = min(starts.step, starts.stop - first)
+        yield first, teacher.write_down(first, played, wanted)
 
 
-def _plan_turns(config: CollectConfig, seed: int, number: int) -> tuple[int, int]:
-    """Draw K, and the turn of the first plan."""
-    chance = np.random.default_rng([seed, number, 1])
-    low, high = config.plan_every
-    every = int(chance.integers(low, high + 1))
-    return every, int(chance.integers(every)) if config.random_phase else 0
+def _others(starts: range) -> Iterator[_Batch]:
+    """Follow what the first process does."""
+    for first in starts:
+        yield first, ()
 
 
-def _write_down(
-    played: Trajectories, teacher: Teacher, tables: tuple[PhraseTable, PhraseTable]
-):
-    """The columns of every lane's turns, with a plan in each of them."""
-    observed = _pack_all(tables[0], played.observation, teacher.observation_tokens)
-    planned = _pack_all(tables[1], played.plan, teacher.plan_tokens)
-    host = jax.device_get((played, observed, planned))
-    for lane in range(played.action.shape[1]):
-        yield _columns(jax.tree.map(lambda array, i=lane: array[:, i], host), teacher)
+class ExpertTeacher:
+    """The scripted expert of a world; it knows what it is after, and says so.
+
+    Raises:
+        ValueError: a style is none of the expert's.
+    """
+
+    def __init__(self, expert: Expert, desk: Desk) -> None:
+        unknown = [s for s in desk.config.styles if s not in expert.styles]
+        if unknown:
+            raise ValueError(
+                f"collect.styles: {unknown} are no styles of this expert; it has "
+                f"{', '.join(expert.styles)}"
+            )
+        self.scribe = Scribe(desk)
+        self._expert = expert
+        self._speech = make_speech(desk.tokenizer, expert.phrases)
+
+    def account(self) -> dict[str, Any]:
+        """What is to be told at the end."""
+        return self.scribe.account()
+
+    def play(self, first: int) -> Any:
+        """Begin the batch of trajectories from number ``first`` on."""
+        desk = self.scribe.desk
+        seeds = jnp.asarray(desk.world_seeds(first))
+        return play_scripted(
+            make_worlds(desk.env, seeds),
+            seeds,
+            env=desk.env,
+            player=self._expert,
+            steps=desk.config.steps,
+            describers=desk.describers,
+            noise=desk.config.action_noise,
+        )
+
+    def write_down(
+        self, first: int, played: Any, wanted: int
+    ) -> Iterator[dict[str, Any]]:
+        """The columns of the first ``wanted`` trajectories of a batch begun."""
+        host = jax.device_get(played)
+        seeds = self.scribe.desk.world_seeds(first)
+        for lane in range(wanted):
+            own = jax.tree.map(lambda array, i=lane: array[:, i], host)
+            yield self._columns(first + lane, int(seeds[lane]), own)
+
+    def _columns(self, number: int, seed: int, played: Any) -> dict[str, Any]:
+        desk = self.scribe.desk
+        step = self.scribe.steps(number, played)
+        style = desk.style(number, self._expert.styles)
+        goals = played.intent.goal[step]
+        every, first = desk.plan_turns(number)
+        on_change = desk.config.replan_on_change
+        speaks = speaking_turns(goals.tolist(), every, first, on_change)
+        said: Any = self._say(played.intent, step[speaks], style, seed)
+        plans = self.scribe.phrased_plans(self._speech, said.ids, said.mask, speaks)
+        names = self._expert.goal_names
+        return (
+            self.scribe.columns(played, step, style)
+            | plans
+            | {"goal": [names[goal] for goal in goals]}
+        )
+
+    def _say(self, intents: Intent, step: np.ndarray, style: str, seed: int) -> Phrases:
+        """Put the intents of some steps into words."""
+        number = jnp.int32(self._expert.styles.index(style))
+        parts = []
+        for start in range(0, len(step), _SAID_AT_ONCE):
+            chosen = np.resize(step[start : start + _SAID_AT_ONCE], _SAID_AT_ONCE)
+            own = jax.tree.map(lambda array, at=chosen: array[at], intents)
+            parts.append(
+                _say_all(own, chosen, number, jnp.int32(seed), expert=self._expert)
+            )
+        whole = jax.tree.map(lambda *rows: np.concatenate(rows), *jax.device_get(parts))
+        return jax.tree.map(lambda array: array[: len(step)], whole)
 
 
-def _columns(host: tuple[Any, Any, Any], teacher: Teacher) -> dict[str, Any]:
-    played, observed, planned = host
-    step = np.flatnonzero(played.alive & ~played.passive)
-    unlocked = np.cumsum(played.events.sum(axis=-1))
-    actions = played.action[step]
-    names = teacher.env.action_names
-    ids = [np.asarray(teacher.tokenizer.encode(name), np.int32) for name in names]
-    return {
-        "step": step.astype(np.int32),
-        "observation": _texts(teacher.env.phrases, played.observation, step),
-        "plan": _texts(teacher.expert.phrases, played.plan, step),
-        "action": [names[action] for action in actions],
-        "action_id": actions.astype(np.int16),
-        "learn": ~played.noisy[step],
-        "reward": np.add.reduceat(played.reward, step).astype(np.float32),
-        "achievements": np.append(unlocked[step[1:] - 1], unlocked[-1]).astype(
-            np.int32
-        ),
-        "observation_tokens": _rows(observed, step),
-        "plan_tokens": _rows(planned, step),
-        "action_tokens": [ids[action] for action in actions],
-    }
+def speaking_turns(
+    goals: list[int], every: int, first: int, on_change: bool
+) -> np.ndarray:
+    """In which turns a plan is said: the first, every K-th, and maybe at a new goal.
+
+    Args:
+        goals: what the player is after, by turn.
+        every: K, counted from the last plan.
+        first: turn of the first plan.
+        on_change: whether a goal other than the last plan's calls for a plan.
+    """
+    speaks, since, said = np.zeros(len(goals), bool), every - first, None
+    for turn, goal in enumerate(goals):
+        changed = on_change and said is not None and goal != said
+        if since == every or changed:
+            speaks[turn], since, said = True, 0, goal
+        since += 1
+    return speaks
 
 
-def _texts(names: tuple[str, ...], phrases: Phrases, step: np.ndarray) -> list[str]:
-    ids, mask = np.asarray(phrases.ids), np.asarray(phrases.mask)
-    return [phrases_text(names, ids[i], mask[i]) for i in step]
-
-
-def _rows(packed: tuple[np.ndarray, np.ndarray], step: np.ndarray) -> list[np.ndarray]:
-    tokens, lengths = packed
-    return [tokens[i, : lengths[i]] for i in step]
-
-
-def _speak_every(
-    columns: dict[str, Any], every: int, first_plan: int
-) -> dict[str, Any]:
-    """Keep the plan of every ``every``-th turn, from turn ``first_plan`` on."""
-    silent = np.zeros(0, np.int32)
-    turns = range(len(columns["step"]))
-    speaks = [turn % every == first_plan for turn in turns]
-    return columns | {
-        "plan": [
-            text if speak else ""
-            for text, speak in zip(columns["plan"], speaks, strict=True)
-        ],
-        "plan_tokens": [
-            ids if speak else silent
-            for ids, speak in zip(columns["plan_tokens"], speaks, strict=True)
-        ],
-    }
+@partial(jax.jit, static_argnames="expert")
+def _say_all(
+    intents: Intent,
+    step: jax.Array,
+    style: jax.Array,
+    seed: jax.Array,
+    *,
+    expert: Expert,
+) -> Phrases:
+    own = jax.random.fold_in(episode_key(seed), _PLAYER_SPEAKS)
+    keys = jax.vmap(lambda number: jax.random.fold_in(own, number))(step)
+    return jax.vmap(expert.say, in_axes=(0, 0, None))(keys, intents, style)
 
 
 def to_json(config: Any) -> str:

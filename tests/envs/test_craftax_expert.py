@@ -1,5 +1,6 @@
 import dataclasses
 import heapq
+import re
 from functools import cache
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxplan.config.schema import EnvConfig
+from jaxplan.config.schema import EnvConfig, ExpertConfig
 from jaxplan.envs import craftax_expert as expert_module
+from jaxplan.envs.base import Intent
 from jaxplan.envs.craftax_classic import make_craftax_classic
 from jaxplan.envs.craftax_expert import make_craftax_expert
 from jaxplan.envs.craftax_expert_map import (
@@ -27,8 +29,16 @@ from jaxplan.envs.craftax_expert_map import (
     remember,
 )
 from jaxplan.envs.craftax_goals import Goal, Situation, choose, goals_done, suppose
-from jaxplan.envs.craftax_plans import PLAN_PHRASES, say_plan
-from jaxplan.envs.craftax_view import TILE, view
+from jaxplan.envs.craftax_plan_words import COUNTED, HEADS, SOUGHT
+from jaxplan.envs.craftax_plans import (
+    BY_DARKNESS,
+    BY_PURPOSE,
+    PLAN_PHRASES,
+    STYLE_NAMES,
+    STYLE_PHRASES,
+    PlanFacts,
+)
+from jaxplan.envs.craftax_view import ITEM_NAMES, TILE, VITAL_NAMES, view
 
 WORLDS, ENV_STEPS = 8, 120
 ALL_WORLDS, ALL_ENV_STEPS = 64, 1000
@@ -40,27 +50,28 @@ def world():
 
 
 @cache
-def player():
-    return make_craftax_expert(EnvConfig())
+def player(text="compact", **skill):
+    return make_craftax_expert(EnvConfig(text=text), ExpertConfig(**skill))
 
 
-def play(keys, env_steps, disturb=None):
-    """Actions, plans, achievements and who is alive, by world and step."""
+def play(keys, env_steps, disturb=None, expert=None, look=lambda state: None):
+    """Actions, intents, achievements, who is alive, and sights, by world and step."""
+    expert = expert or player()
 
     def one_step(carry, step):
         key, memory, state, alive = carry
         act_key, step_key = jax.random.split(jax.random.fold_in(key, step))
         shown = state if disturb is None else disturb(act_key, memory, state)
-        memory, action, plan = player().act(act_key, memory, shown)
+        memory, action, intent = expert.act(act_key, memory, shown)
         played = world().step(step_key, state, action)
         state = jax.tree.map(
             lambda new, old: jnp.where(alive, new, old), played.state, state
         )
-        record = action, plan, state.achievements, alive
+        record = action, intent, state.achievements, alive, look(shown)
         return (key, memory, state, alive & ~played.terminated), record
 
     def one_world(key):
-        start = (key, player().init(), world().reset(key), jnp.array(True))
+        start = (key, expert.init(), world().reset(key), jnp.array(True))
         return jax.lax.scan(one_step, start, jnp.arange(env_steps))[1]
 
     return jax.jit(jax.vmap(one_world))(keys)
@@ -303,27 +314,50 @@ def test_fights_come_before_thirst_thirst_before_hunger_and_hunger_before_sleep(
 
 def spoken(plan):
     mask = np.asarray(plan.mask)
-    return "".join(PLAN_PHRASES[i] for i in np.asarray(plan.ids)[mask])
+    return "".join(STYLE_PHRASES[i] for i in np.asarray(plan.ids)[mask])
+
+
+@cache
+def jitted_say(text="compact"):
+    return jax.jit(player(text).say)
+
+
+def intent_of(goal, amount, then, place, tile, after=None, reason=BY_PURPOSE, **held):
+    supplies = [held.get(name, 0) for name in (*ITEM_NAMES, *VITAL_NAMES)]
+    facts = PlanFacts(
+        amount=jnp.array(amount),
+        later=jnp.array([int(then), int(then if after is None else after)]),
+        offset=jnp.array(place),
+        target_tile=jnp.array(TILE[tile]),
+        supplies=jnp.array(supplies),
+        reason=jnp.array(reason),
+    )
+    return Intent(goal=jnp.array(int(goal)), facts=facts)
+
+
+def wordings(style, intent, text="compact"):
+    """All that can be said in a style, found by trying keys."""
+    number = jnp.array(STYLE_NAMES.index(style))
+    keys = jax.random.split(jax.random.key(0), 12)
+    return {spoken(jitted_say(text)(key, intent, number)) for key in keys}
 
 
 def test_plans_are_sentences_of_single_words():
-    for phrase in PLAN_PHRASES:
+    assert STYLE_PHRASES[: len(PLAN_PHRASES)] == PLAN_PHRASES
+    for phrase in STYLE_PHRASES:
         assert phrase.startswith(" ")
         assert " " not in phrase[1:]
         assert phrase == phrase.lower()
-    assert len(set(PLAN_PHRASES)) == len(PLAN_PHRASES) <= 150
+        assert not set("<>{}") & set(phrase)
+    assert len(set(STYLE_PHRASES)) == len(STYLE_PHRASES)
+    assert len(PLAN_PHRASES) <= 150
 
 
-def test_a_plan_says_goal_place_stop_and_what_comes_then():
+def test_a_terse_plan_says_goal_place_stop_and_what_comes_then():
     def say(goal, amount, then, south, east, tile):
-        plan = say_plan(
-            jnp.array(int(goal)),
-            jnp.array(amount),
-            jnp.array(int(then)),
-            jnp.array([south, east]),
-            jnp.array(TILE[tile]),
-        )
-        return spoken(plan)
+        intent = intent_of(goal, amount, then, [south, east], tile)
+        (only,) = wordings("terse", intent)
+        return only
 
     iron = Goal.MINE_IRON, 2, Goal.MAKE_IRON_PICKAXE
     assert say(*iron, -3, -2, "iron") == (
@@ -348,18 +382,207 @@ def test_a_plan_says_goal_place_stop_and_what_comes_then():
     )
 
 
+def test_styles_say_the_same_in_their_own_ways():
+    mining = intent_of(
+        *(Goal.MINE_IRON, 2, Goal.MAKE_IRON_PICKAXE, [-3, -2], "iron"),
+        after=Goal.MAKE_IRON_SWORD,
+        iron=1,
+    )
+    said = wordings("gap_bridging", mining)
+    assert said == {
+        " i have 1 iron and need 2 iron , so mine iron 3n2w . then make iron pickaxe",
+        " still need 1 more iron : mine iron 3n2w"
+        " . that opens the way to an iron pickaxe",
+    }
+    assert wordings("justified", mining) >= {
+        " mine iron 3n2w until 2 iron because iron tools need iron"
+        " . then make iron pickaxe"
+    }
+    assert wordings("next_steps", mining) >= {
+        " next steps : mine iron 3n2w ; make iron pickaxe ; make iron sword"
+    }
+    asleep = intent_of(
+        *(Goal.SLEEP, 9, Goal.DRINK, [0, 0], "path"),
+        reason=VITAL_NAMES.index("energy"),
+        energy=2,
+    )
+    assert wordings("justified", asleep) >= {
+        " sleep until 9 energy because energy is 2 . then drink water"
+    }
+    digging = intent_of(
+        Goal.SHELTER, 0, Goal.SLEEP, [0, 6], "invalid", reason=BY_DARKNESS
+    )
+    assert wordings("justified", digging) >= {
+        " explore east for rock because it is dark . then sleep"
+    }
+    assert wordings("information_gap", digging) >= {
+        " not known : where rock is , so explore east . still open : sleep"
+    }
+    for style in STYLE_NAMES[1:]:
+        assert len(wordings(style, mining)) == 2
+
+
+def test_other_texts_are_pointed_at_in_whole_words():
+    mining = intent_of(Goal.MINE_IRON, 2, Goal.MINE_IRON, [-3, -2], "iron")
+    assert wordings("terse", mining, text="balrog") == {
+        " mine iron 3 north 2 west until 2 iron"
+    }
+
+
+@cache
+def long_games():
+    """Worlds with all that is needed to check what was said."""
+    keys = jax.random.split(jax.random.key(5), 12)
+    return jax.device_get(play(keys, 500, look=view)), keys
+
+
+@cache
+def all_said():
+    """By style, text and place in the long games of many plans."""
+    (_, intents, _, alive, seen), _ = long_games()
+    chance = np.random.default_rng(0)
+    where = np.argwhere(alive & ~seen.sleeping)
+    where = where[chance.choice(len(where), 400, replace=False)]
+    own = jax.tree.map(lambda array: array[where[:, 0], where[:, 1]], intents)
+    say = jax.jit(jax.vmap(player().say, in_axes=(0, 0, None)))
+    keys = jax.random.split(jax.random.key(1), len(where))
+    said = {}
+    for number, style in enumerate(STYLE_NAMES):
+        plans = jax.device_get(say(keys, own, jnp.array(number)))
+        said[style] = [
+            (spoken(jax.tree.map(lambda a, i=i: a[i], plans)), *where[i])
+            for i in range(len(where))
+        ]
+    return said
+
+
+PLACE = re.compile(
+    r" (?:(\d+)n|(\d+)s)?(?:(\d+)w|(\d+)e)?(?= )"
+    r"| (\d+) (north|south)(?: (\d+) (west|east))?| (\d+) (west|east)"
+)
+
+
+def read_place(text):
+    """Rows south and columns east that a plan names, or None."""
+    for found in PLACE.finditer(f"{text} "):
+        n, s, w, e, rows, row_side, columns, column_side, alone, side = found.groups()
+        if rows:
+            south = int(rows) * (1 if row_side == "south" else -1)
+            east = int(columns or 0) * (1 if column_side == "east" else -1)
+            return south, east
+        if alone:
+            return 0, int(alone) * (1 if side == "east" else -1)
+        if n or s or w or e:
+            return int(s or 0) - int(n or 0), int(e or 0) - int(w or 0)
+    return None
+
+
+def names_of(goal):
+    """Words that tell a goal from the others: its head or what it seeks."""
+    return {HEADS[goal], SOUGHT.get(goal, HEADS[goal])}
+
+
 @pytest.mark.slow
-def test_every_plan_fits_and_leads_on():
-    _, plans, _, alive = short_games()
-    assert plans.ids.shape == (WORLDS, ENV_STEPS, plans.mask.shape[-1])
-    assert plans.mask.shape[-1] <= 20
-    assert int(plans.ids.min()) >= 0
-    assert int(plans.ids.max()) < len(PLAN_PHRASES)
-    lengths = np.asarray(plans.mask.sum(-1))[np.asarray(alive)]
-    assert lengths.min() >= 2
-    assert lengths.max() <= 17
-    talk = np.asarray(plans.mask[..., 0])
-    assert talk.all()  # every plan begins with what to do
+@pytest.mark.parametrize("style", STYLE_NAMES)
+def test_a_plan_says_what_the_player_goes_for(style):
+    """The text is read again; what it names is there, and is the player's target."""
+    (_, intents, _, _, seen), _ = long_games()
+    places = 0
+    for text, game, step in all_said()[style]:
+        goal = Goal(int(intents.goal[game, step]))
+        facts = jax.tree.map(lambda a, at=(game, step): a[at], intents.facts)
+        if style not in ("high_level_strategy", "milestone"):  # these name outcomes
+            assert any(f" {name}" in text for name in names_of(goal)), text
+        place = read_place(text)
+        if place is None:
+            continue
+        places += 1
+        assert place == tuple(np.clip(facts.offset, -31, 31)), text
+        row, column = place[0] + 3, place[1] + 4
+        if 0 <= row < 7 and 0 <= column < 9 and goal in SOUGHT:
+            tile = seen.tiles[game, step, row, column]
+            kinds = {
+                "rock": ("grass", "sand", "path"),
+                "plant": ("plant", "ripe plant"),
+            }
+            kind = kinds.get(SOUGHT[goal], (SOUGHT[goal],))
+            assert tile in [TILE[name] for name in kind], text
+    assert places > 100
+
+
+@pytest.mark.slow
+def test_what_is_gathered_is_what_the_plan_pointed_at():
+    """Whenever the counted thing grows, the plan named the very cell it came from."""
+    (actions, intents, _, alive, seen), _ = long_games()
+    step_of = np.array([[0, 0], [0, -1], [0, 1], [-1, 0], [1, 0]])
+    checked = 0
+    for goal in (Goal.COLLECT_WOOD, Goal.MINE_STONE, Goal.MINE_COAL, Goal.MINE_IRON):
+        item = ITEM_NAMES.index(COUNTED[goal])
+        more = np.diff(seen.inventory[..., item], axis=1) > 0
+        own = more & alive[:, 1:] & (intents.goal[:, :-1] == int(goal))
+        for game, step in np.argwhere(own):
+            assert actions[game, step] == 5  # do
+            faced = step_of[seen.facing[game, step]]
+            target = intents.facts.offset[game, step]
+            if goal == Goal.MINE_STONE and (target != faced).any():
+                continue  # dug away on the way to better stone
+            np.testing.assert_array_equal(target, faced)
+            checked += 1
+    assert checked > 100
+
+
+@pytest.mark.slow
+def test_what_comes_then_mostly_comes():
+    """At the end of a goal that was not broken off, its successor was announced."""
+    (_, intents, _, alive, _), _ = long_games()
+    sudden = [Goal.FIGHT_ZOMBIE, Goal.FIGHT_SKELETON, Goal.DRINK, Goal.EAT_COW]
+    kept = told = 0
+    for goals, later, lives in zip(
+        intents.goal, intents.facts.later[..., 0], alive, strict=True
+    ):
+        changes = np.flatnonzero((np.diff(goals) != 0) & lives[1:])
+        for step in changes:
+            if goals[step + 1] in sudden or goals[step] in sudden:
+                continue
+            told += 1
+            kept += later[step] == goals[step + 1]
+    assert told > 100
+    assert kept / told > 0.6
+
+
+@pytest.mark.slow
+def test_every_plan_is_short_enough_and_leads_on():
+    for style, texts in all_said().items():
+        lengths = [len(text.split()) for text, *_ in texts]
+        assert min(lengths) >= 1, style
+        assert max(lengths) <= 60, style
+    assert max(len(text.split()) for text, *_ in all_said()["terse"]) <= 17
+
+
+@pytest.mark.slow
+def test_weaker_players_are_weaker():
+    keys = jax.random.split(jax.random.key(7), 16)
+
+    def reached(**skill):
+        played = play(keys, 150, expert=player(**skill))
+        return jax.device_get((played[0], played[1].goal, played[2][:, -1].sum(-1)))
+
+    _, _, best = reached()
+    _, _, erring = reached(errors=0.4)
+    actions, _, slow = reached(dawdling=0.5)
+    unknown = ("collect_sapling", "make_wood_sword", "drink")
+    _, goals, ignorant = reached(unknown_goals=unknown)
+    for weaker in (erring, slow, ignorant):
+        assert weaker.mean() < best.mean() - 1
+    assert 0.4 < (actions == 0).mean() < 0.7
+    assert not np.isin(goals, [int(Goal[name.upper()]) for name in unknown]).any()
+
+
+def test_a_goal_that_there_is_not_is_refused():
+    with pytest.raises(
+        ValueError, match=r"\['dig_gold'\] are no goals.*make_iron_sword"
+    ):
+        player(unknown_goals=("dig_gold",))
 
 
 @pytest.mark.slow
@@ -385,8 +608,6 @@ def test_the_player_is_one_trace_without_callbacks():
 @pytest.mark.slow
 def test_sixty_four_games_unlock_nineteen_achievements_on_average():
     keys = jax.random.split(jax.random.key(64), ALL_WORLDS)
-    _, plans, achievements, alive = play(keys, ALL_ENV_STEPS)
+    _, _, achievements, alive, _ = play(keys, ALL_ENV_STEPS)
     assert float(achievements[:, -1].sum(-1).mean()) >= 19
     assert float(alive[:, -1].mean()) >= 0.75
-    mean_length = float((plans.mask.sum(-1) * alive).sum() / alive.sum())
-    assert 6 <= mean_length <= 16

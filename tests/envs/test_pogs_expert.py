@@ -31,7 +31,8 @@ def test_the_explorer_plays_and_plans_like_one_on_networkx(k_hops):
         state, memory = reset(jax.random.key(seed)), expert.init()
         game, explorer = game_of(world, state), Explorer(k_hops)
         while not game.over:
-            memory, action, plan = act(key, memory, state)
+            memory, action, intent = act(key, memory, state)
+            plan = expert.say(key, intent, jnp.int32(0))
             assert int(action) == explorer.act(game)
             said = phrases_text(
                 expert.phrases, np.asarray(plan.ids), np.asarray(plan.mask)

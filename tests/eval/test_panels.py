@@ -1,6 +1,7 @@
 """A panel of a tiny agent: everyone plays every world once, in every mode."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,18 @@ from jaxplan.config.schema import (
 from jaxplan.eval.panels import (
     Episodes,
     Panel,
+    by_episode,
+    make_probe,
     play_panel,
-    play_scripted_panel,
     result_of,
 )
-from jaxplan.eval.replay import spoken_turns
+from jaxplan.eval.scripted import play_scripted_panel
 from jaxplan.models.params import init_params
 from jaxplan.rollout.lanes import world_key
 from jaxplan.rollout.schedule import episode_key
 from jaxplan.rollout.scripted import RandomPlayer
 from jaxplan.rollout.setup import longest_turn, make_language
+from jaxplan.rollout.spoken import spoken_turns
 from jaxplan.text.tokenizer import load_tokenizer
 from tests.fakes import Shore
 
@@ -96,6 +99,26 @@ def test_progress_counts_episodes_and_env_steps(played):
     assert played.told == sorted(played.told)
 
 
+def test_a_probe_tells_the_means_of_such_a_panel(played, panel, tokenizer):
+    language = make_language(tokenizer, panel.env, PLAN)
+    params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
+    probe = make_probe(panel, language)
+    told, episodes = probe(params), played.episodes
+    assert told == probe(params)
+    assert told["panel/achievements"] == episodes.events.sum(axis=1).mean()
+    assert told["panel/return"] == pytest.approx(episodes.task_return.mean())
+    assert told["panel/alive"] == (~episodes.terminated).mean()
+    assert 0 < told["panel/plan_rate"] < 1
+
+
+def test_episodes_are_kept_as_plain_data(played):
+    kept = by_episode(played.episodes)
+    assert json.loads(json.dumps(kept)) == kept
+    assert kept["seed"] == played.episodes.seed.tolist()
+    counts = [len(events) for events in kept["unlocked"]]
+    assert counts == played.episodes.events.sum(axis=1).tolist()
+
+
 def test_modes_plan_when_they_say(played):
     never, every = (played.episodes.of_mode(mode) for mode in (1, 2))
     assert never.plans.sum() == never.plan_tokens.sum() == 0
@@ -153,13 +176,18 @@ def test_what_progress_raises_ends_the_panel(panel, tokenizer):
 
 
 def test_a_scripted_player_meets_the_same_worlds(panel):
-    player = RandomPlayer(len(panel.env.action_names))
-    episodes = play_scripted_panel(panel, player)
+    player, told = RandomPlayer(len(panel.env.action_names)), []
+    play = play_scripted_panel(panel, player, lambda *done: told.append(done))
+    episodes = play.episodes
+    assert [done for done, _ in told] == [2, 4, 5]
+    assert told[-1][1] == episodes.env_steps.sum()
+    assert ((play.goals >= 0).sum(axis=0) == episodes.env_steps).all()
+    np.testing.assert_array_equal(play.unlocked >= 0, episodes.events)
     assert episodes.seed.tolist() == list(range(SEED, SEED + 5))
     assert (episodes.env_steps[~episodes.terminated] == 6).all()
     assert episodes.plans.sum() == 0
-    again = play_scripted_panel(panel, player)
-    np.testing.assert_array_equal(episodes.task_return, again.task_return)
+    again = play_scripted_panel(panel, player, lambda *done: None)
+    np.testing.assert_array_equal(episodes.task_return, again.episodes.task_return)
 
 
 def test_a_result_is_the_mean_over_episodes():
@@ -181,5 +209,6 @@ def test_a_result_is_the_mean_over_episodes():
     means = {name: row[name]["mean"] for name in ("achievements", "return", "steps")}
     assert means == {"achievements": 1.5, "return": 2.0, "steps": 15.0}
     assert row["counts"]["stumbles"]["mean"] == 1.5
+    assert row["alive"]["mean"] == 0.5
     assert row["plan_rate"]["mean"] == 0.125
     assert row["plan_tokens_per_turn"]["mean"] == 1.0

@@ -15,9 +15,10 @@ from jaxplan.config.schema import (
 )
 from jaxplan.envs.worlds import make_env
 from jaxplan.eval.panels import Panel, play_panel
-from jaxplan.eval.replay import make_replay, spoken_turns
+from jaxplan.eval.replay import make_replay
 from jaxplan.models.params import init_params
 from jaxplan.rollout.setup import longest_turn, make_language
+from jaxplan.rollout.spoken import spoken_turns
 from jaxplan.text.tokenizer import load_tokenizer
 
 PLAN = PlanConfig(budget=3)

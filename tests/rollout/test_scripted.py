@@ -23,6 +23,7 @@ def played(noise):
             env=env,
             player=RandomPlayer(num_actions=len(env.action_names)),
             steps=STEPS,
+            describers=(env,),
             noise=noise,
         )
     )
@@ -37,9 +38,11 @@ def test_the_random_player_is_an_expert_without_a_plan():
     player = RandomPlayer(num_actions=3)
     assert isinstance(player, Expert)
     keys = jax.random.split(jax.random.key(0), 200)
-    _, actions, plans = jax.vmap(lambda key: player.act(key, player.init(), None))(keys)
+    act = jax.vmap(lambda key: player.act(key, player.init(), None))
+    _, actions, intents = act(keys)
     assert set(np.asarray(actions).tolist()) == {0, 1, 2}
-    assert not np.asarray(plans.mask).any()
+    said = jax.vmap(player.say, in_axes=(0, 0, None))(keys, intents, jnp.int32(0))
+    assert not np.asarray(said.mask).any()
 
 
 def test_worlds_are_played_as_python_would_play_them(trajectories, setting):
@@ -59,7 +62,7 @@ def test_worlds_are_played_as_python_would_play_them(trajectories, setting):
                 continue
             assert now.passive == env.passive(state)
             seen = env.describe(state)
-            np.testing.assert_array_equal(now.observation.mask, seen.mask)
+            np.testing.assert_array_equal(now.observations[0].mask, seen.mask)
             key = jax.random.fold_in(jax.random.fold_in(episode, 0), number)
             step = setting.env_step(key, state, jnp.int32(now.action))
             assert now.reward == pytest.approx(float(step.reward))

@@ -14,14 +14,22 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxplan.envs.base import Phrases
 from jaxplan.envs.craftax_classic import ACTION_NAMES, TEXTS
-from jaxplan.envs.craftax_plans import PLAN_PHRASES
-from jaxplan.text.phrases import PhraseTable, make_phrase_table, pack, phrases_text
+from jaxplan.envs.craftax_plans import PLAN_PHRASES, STYLE_PHRASES
+from jaxplan.text.phrases import (
+    PhraseTable,
+    make_phrase_table,
+    pack,
+    phrases_text,
+    ragged,
+    spell,
+)
 from jaxplan.text.tokenizer import load_tokenizer
 
 WORLDS = {
     "compact": TEXTS["compact"].phrases,
     "balrog": TEXTS["balrog"].phrases,  # the precise level has the same
     "plan": PLAN_PHRASES,
+    "styles": STYLE_PHRASES,
 }
 SLOTS, CAPACITY = 5, 7
 # How Llama 3 cuts text before merging; \p needs no more than letters and digits here.
@@ -152,6 +160,29 @@ def test_packing_writes_the_spoken_phrases_that_fit(ids, mask):
     tokens, length, dropped = packed(TABLE, text, capacity=CAPACITY)
     expected = pack_slowly(TABLE, ids, mask, CAPACITY)
     assert (tokens.tolist(), length, dropped) == expected
+
+
+@given(
+    texts=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 3), min_size=SLOTS, max_size=SLOTS),
+            st.lists(st.booleans(), min_size=SLOTS, max_size=SLOTS),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_spelling_many_texts_at_once_is_packing_each(texts):
+    lengths = np.asarray(TABLE.lengths)
+    rows = [row[:n] for row, n in zip(TABLE.tokens.tolist(), lengths, strict=True)]
+    ids, mask = (np.array(column) for column in zip(*texts, strict=True))
+    for capacity in (CAPACITY, None):
+        spelt, cut = spell(ragged(rows, np.int32), ids, mask, capacity)
+        slow = [pack_slowly(TABLE, *text, capacity or 99) for text in texts]
+        assert cut == sum(dropped > 0 for *_, dropped in slow)
+        assert len(spelt.offsets) == len(texts) + 1
+        for number, (tokens, length, _) in enumerate(slow):
+            assert spelt.row(number).tolist() == tokens[:length]
 
 
 def test_a_phrase_that_is_not_spoken_may_have_any_number():
