@@ -190,17 +190,34 @@ class Run:
         from jaxplan.train.loop import train_sft
 
         config = self.config
-        table = read_dataset(self.run.path / "dataset", self.tokenizer)
+        folder = config.sft.dataset or self.run.path / "dataset"
+        table = read_dataset(folder, self.tokenizer)
         train, held_out = load_segments(
             table,
             self.tokenizer,
             self.setting.language,
             config.plan,
             config.rollout,
-            config.sft.held_out,
+            config.sft,
             config.seed,
         )
-        return train_sft(self.setting, train, held_out)
+        return train_sft(self.setting, train, held_out, self.make_probe())
+
+    def make_probe(self):
+        """What lets the student play now and then, or None."""
+        from jaxplan.eval.panels import make_probe
+        from jaxplan.eval.stage import make_panel
+
+        config = self.config
+        if not config.sft.panel_every:
+            return None
+        few = dataclasses.replace(
+            config.evaluate,
+            episodes=config.sft.panel_episodes,
+            modes=config.evaluate.modes[:1],
+        )
+        panel = make_panel(dataclasses.replace(config, evaluate=few), self.tokenizer)
+        return make_probe(panel, self.setting.language)
 
     def ppo(self) -> dict:
         """The agent after reinforcement learning."""

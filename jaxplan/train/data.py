@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 
-from jaxplan.config.schema import PlanConfig, RolloutConfig
+from jaxplan.config.schema import PlanConfig, RolloutConfig, SftConfig
+from jaxplan.core.roles import Role
 from jaxplan.io.datasets import ragged
 from jaxplan.rollout.rounds import Language
 from jaxplan.text.tokenizer import Tokenizer
@@ -28,6 +29,11 @@ class SegmentData:
     fields: dict[str, np.ndarray]
     max_targets: int
 
+    @property
+    def padding_share(self) -> float:
+        """Share of the tokens that stand for nothing."""
+        return float((self.fields["role"] == Role.PAD).mean())
+
     def __len__(self) -> int:
         return self.fields["token"].shape[0]
 
@@ -42,7 +48,7 @@ def load_segments(
     language: Language,
     plan: PlanConfig,
     rollout: RolloutConfig,
-    held_out: float,
+    sft: SftConfig,
     seed: int,
 ) -> tuple[SegmentData, SegmentData]:
     """Pack a dataset's episodes; a share of them is held out.
@@ -53,29 +59,67 @@ def load_segments(
         language: prompt and grammar.
         plan: markers around plans.
         rollout: sizes of a segment, as it will be played.
-        held_out: share of episodes that are not trained on, at least one.
+        sft: the share of episodes held out, at least one, and what is learnt of them.
         seed: of the choice.
 
     Raises:
         ValueError: there are not two episodes, or a turn does not fit.
     """
-    episodes = _episodes(table, tokenizer, plan)
+    episodes = _episodes(table, tokenizer, plan, rollout)
     if len(episodes) < 2:
         raise ValueError(
             f"dataset: {len(episodes)} episodes cannot be split into training and "
             "held-out ones; collect at least 2 (collect.episodes)"
         )
     order = np.random.default_rng([seed, 2]).permutation(len(episodes))
-    apart = min(max(1, round(held_out * len(episodes))), len(episodes) - 1)
-    return (
-        _pack([episodes[i] for i in order[apart:]], language, rollout),
-        _pack([episodes[i] for i in order[:apart]], language, rollout),
-    )
+    apart = min(max(1, round(sft.held_out * len(episodes))), len(episodes) - 1)
+    change = {"kept": _as_it_is, "stripped": _strip, "shuffled": _shuffle}[sft.plans]
+    observations = sft.observation_weight > 0
+
+    def pack(chosen: np.ndarray) -> SegmentData:
+        own = change([episodes[i] for i in chosen], seed)
+        return _pack(own, language, rollout, observations)
+
+    return pack(order[apart:]), pack(order[:apart])
+
+
+_Episodes = list[list[TurnTokens]]
+
+
+def _as_it_is(episodes: _Episodes, seed: int) -> _Episodes:
+    del seed
+    return episodes
+
+
+def _strip(episodes: _Episodes, seed: int) -> _Episodes:
+    """Leave all plans out; observations and actions stay."""
+    del seed
+    return [[_with_plan(turn, []) for turn in turns] for turns in episodes]
+
+
+def _shuffle(episodes: _Episodes, seed: int) -> _Episodes:
+    """Exchange the plans of all turns that have one: same words, wrong situations."""
+    plans = [turn.generated[: turn.plan_length] for turn in _planned(episodes)]
+    order = iter(np.random.default_rng([seed, 4]).permutation(len(plans)))
+    return [
+        [_with_plan(turn, plans[next(order)]) if turn.plan_length else turn
+         for turn in turns]
+        for turns in episodes
+    ]  # fmt: skip
+
+
+def _planned(episodes: _Episodes) -> Iterator[TurnTokens]:
+    return (turn for turns in episodes for turn in turns if turn.plan_length)
+
+
+def _with_plan(turn: TurnTokens, plan: Sequence[int]) -> TurnTokens:
+    action = turn.generated[turn.plan_length :]
+    return dataclasses.replace(turn, generated=[*plan, *action], plan_length=len(plan))
 
 
 def _episodes(
-    table: pa.Table, tokenizer: Tokenizer, plan: PlanConfig
-) -> list[list[TurnTokens]]:
+    table: pa.Table, tokenizer: Tokenizer, plan: PlanConfig, rollout: RolloutConfig
+) -> _Episodes:
     opening, closing = tokenizer.encode(plan.open), tokenizer.encode(plan.close)
     columns = [
         _slices(table, name)
@@ -87,9 +131,10 @@ def _episodes(
     for number, learnt, seen, planned, acted in zip(
         episode.tolist(), learn.tolist(), *columns, strict=True
     ):
-        text = [*opening, *planned, *closing] if planned else []
+        # Texts of other tokenizers may be longer than the agent will ever see or say.
+        text = [*opening, *planned[: plan.budget], *closing] if planned else []
         turn = TurnTokens(
-            observation=seen,
+            observation=seen[: rollout.observation_tokens],
             generated=[*text, *acted],
             plan_length=len(text),
             learn_action=learnt,
@@ -105,13 +150,14 @@ def _slices(table: pa.Table, name: str) -> Iterator[Sequence[int]]:
 
 
 def _pack(
-    episodes: list[list[TurnTokens]], language: Language, rollout: RolloutConfig
+    episodes: _Episodes, language: Language, rollout: RolloutConfig, observations: bool
 ) -> SegmentData:
     packer = Packer(
         language.grammar,
         np.asarray(language.prompt).tolist(),
         rollout.segment_tokens,
         rollout.history,
+        observations,
     )
     for turns in episodes:
         packer.add(turns)

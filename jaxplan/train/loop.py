@@ -6,8 +6,10 @@ what it says, and never looks at a value before the next program is on its way.
 
 import dataclasses
 import functools
+import operator
 import resource
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,12 @@ from jaxplan.rollout.segment import Segment
 from jaxplan.train.data import SegmentData
 from jaxplan.train.optim import Learner, bad_leaves, make_optimizer
 from jaxplan.train.ppo import update
-from jaxplan.train.sft import batch_indices, sft_update, sft_validate
+from jaxplan.train.sft import (
+    batch_indices,
+    sft_update,
+    sft_validate,
+    validation_metrics,
+)
 from jaxplan.train.state import (
     abstract_learner,
     begin_learner,
@@ -134,7 +141,10 @@ def _raise_if_lost(learner: Learner, metrics: dict[str, float], name: str) -> No
 
 
 def train_sft(
-    setting: Setting, train: SegmentData, held_out: SegmentData
+    setting: Setting,
+    train: SegmentData,
+    held_out: SegmentData,
+    probe: Callable[[LlamaParams], dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Teach an agent to imitate; the final checkpoint is the primed policy.
 
@@ -142,6 +152,8 @@ def train_sft(
         setting: the run.
         train: segments to learn from.
         held_out: segments to validate on.
+        probe: lets the student play and tells how it did, every ``sft.panel_every``
+            updates.
 
     Returns:
         Results of the stage: updates, and the last validation.
@@ -157,16 +169,20 @@ def train_sft(
             f"sft.batch_segments={sft.batch_segments}, but the dataset makes only "
             f"{len(train)} segments; collect more episodes or take smaller batches"
         )
-    total = sft.epochs * per_epoch
+    total = sft.updates or sft.epochs * per_epoch
     optimizer = make_optimizer(sft.optimizer, total)
 
-    def begin() -> Learner:
+    def start() -> AgentParams:
         key, specs = jax.random.key(config.seed), setting.specs
-        params = start_params(key, config.model, specs, setting.mesh)
-        return begin_learner(params, setting.specs, optimizer, setting.mesh)
+        return start_params(key, config.model, specs, setting.mesh)
+
+    def begin() -> Learner:
+        return begin_learner(start(), setting.specs, optimizer, setting.mesh)
 
     target = abstract_learner(setting.specs, optimizer, setting.mesh)
     learner, first = resume(setting.checkpoints("sft"), target, begin)
+    measured = start().llama if sft.kl_coef or sft.measure_kl else None
+    reference = measured if sft.kl_coef else None
     tokens = sft.batch_segments * config.rollout.segment_tokens
     validation: dict[str, float] = {}
     with (
@@ -182,6 +198,7 @@ def train_sft(
             )
             learner, metrics = sft_update(
                 learner,
+                reference,
                 batch,
                 optimizer=optimizer,
                 max_targets=train.max_targets,
@@ -194,8 +211,10 @@ def train_sft(
             row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
             done = number + 1
             if done % sft.validate_every == 0 or done == total:
-                validation = _validate(setting, learner.params, held_out)
+                validation = _validate(setting, learner.params, measured, held_out)
                 row |= validation
+            if probe is not None and done % sft.panel_every == 0:
+                row |= probe(learner.params.llama)
             writer.scalars(number, row)
             progress.update(
                 done,
@@ -208,27 +227,35 @@ def train_sft(
                 save_checkpoint(setting.checkpoints("sft"), done, learner, row)
             if stopping:
                 raise Stopped
-    return {"updates": total, **validation}
+    padding = train.padding_share
+    return {"updates": total, "padding_share": padding, **validation}
 
 
 def _validate(
-    setting: Setting, params: AgentParams, data: SegmentData
+    setting: Setting,
+    params: AgentParams,
+    start: LlamaParams | None,
+    data: SegmentData,
 ) -> dict[str, float]:
-    """Mean over batches; the last one is filled up with segments seen before."""
+    """Over all held-out tokens; what fills the last batch up does not count."""
     shards = num_shards(setting.mesh)
     size = -(-_VALIDATION_BATCH // shards) * shards
-    rows = []
-    for start in range(0, len(data), size):
-        indices = np.arange(start, start + size) % len(data)
-        metrics = sft_validate(
+    sums: Any = None
+    for first in range(0, len(data), size):
+        indices = np.arange(first, first + size)
+        batch, counted = data.batch(indices % len(data)), indices < len(data)
+        own = sft_validate(
             params,
-            data.batch(indices),
+            start,
+            batch,
+            jnp.asarray(counted),
             max_targets=data.max_targets,
             model=setting.config.model,
             history=setting.config.rollout.history,
         )
-        rows.append({name: float(value) for name, value in metrics.items()})
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        own = jax.tree.map(float, own)
+        sums = own if sums is None else jax.tree.map(operator.add, sums, own)
+    return validation_metrics(sums, start is not None)
 
 
 def load_policy(setting: Setting, stage: str) -> AgentParams:

@@ -85,6 +85,7 @@ class Packer:
         prompt: Sequence[int],
         segment_tokens: int,
         history: int,
+        learn_observations: bool = False,
     ) -> None:
         """Start with no segment.
 
@@ -93,7 +94,9 @@ class Packer:
             prompt: ids that open every segment.
             segment_tokens: length of a segment.
             history: turns that stay visible.
+            learn_observations: whether what is seen is learnt as well.
         """
+        self._learn_observations = int(learn_observations)
         self._next_state = np.asarray(grammar.next_state).tolist()
         self._role = np.asarray(grammar.role).tolist()
         self._choice = np.asarray(grammar.choice).tolist()
@@ -148,7 +151,8 @@ class Packer:
         self._plan += turn.plan_length > 0
         facts = (self._turn, self._episode)
         for token in turn.observation:
-            said.add(token, Role.OBSERVATION, 0, *facts, NO_PLAN, before)
+            learn = self._learn_observations
+            said.add(token, Role.OBSERVATION, learn, *facts, NO_PLAN, before)
         state = plan_grammar.DECIDE
         for place, token in enumerate(turn.generated):
             in_plan = place < turn.plan_length

@@ -1,9 +1,12 @@
 """Imitation: cross-entropy on plan and action tokens of packed segments.
 
 The loss is that of the full vocabulary, without the grammar's mask, so the model learns
-by itself what is legal; the rollout's ``legal_mass`` shows how well.
+by itself what is legal; the rollout's ``legal_mass`` shows how well. Two terms are
+optional, as in arXiv:2509.03581: a divergence from the starting weights, and the tokens
+of observations as further targets.
 """
 
+import math
 from functools import partial
 
 import chex
@@ -14,17 +17,23 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import ModelConfig, SftConfig
-from jaxplan.core.masked import masked_mean
+from jaxplan.core.masked import masked_mean, masked_sum
 from jaxplan.core.mesh import split_by_lane
 from jaxplan.core.roles import Role
 from jaxplan.models.heads import lm_logits, map_token_chunks
 from jaxplan.models.llama import forward
-from jaxplan.models.params import AgentParams
+from jaxplan.models.params import AgentParams, LlamaParams
 from jaxplan.models.visibility import TokenMeta
 from jaxplan.train.decisions import hidden_before, select
 from jaxplan.train.optim import Learner, update_learner
 
 _CHUNK = 4096  # tokens whose logits exist at one time
+_ROLES = {
+    "decide": Role.DECIDE,
+    "plan": Role.PLAN,
+    "action": Role.ACTION,
+    "observation": Role.OBSERVATION,
+}
 
 
 @chex.dataclass(frozen=True)
@@ -42,16 +51,21 @@ class Segments:
 
 @chex.dataclass(frozen=True)
 class _Targets:
-    """The tokens with a loss: their negative log-likelihood, role, and correctness."""
+    """The tokens with a loss: their negative log-likelihood, and what else is known.
+
+    ``kl`` is KL(agent | reference) over the whole vocabulary, 0 without a reference.
+    """
 
     loss: Float[Array, "B M"]
     correct: Bool[Array, "B M"]
+    kl: Float[Array, "B M"]
     role: Int[Array, "B M"]
     mask: Bool[Array, "B M"]
 
 
 def imitate(
     params: AgentParams,
+    reference: LlamaParams | None,
     segments: Segments,
     max_targets: int,
     model: ModelConfig,
@@ -68,30 +82,40 @@ def imitate(
         plan=segments.plan,
         active_plan=segments.active_plan,
     )
-    hidden = forward(params.llama, segments.token, meta, model, history)
     places, mask = select(segments.learn > 0, max_targets)
-    at = hidden_before(hidden, places)
     target = jnp.take_along_axis(segments.token, places, axis=1)
+    llamas = [params.llama] if reference is None else [params.llama, reference]
+    at = [
+        hidden_before(forward(llama, segments.token, meta, model, history), places)
+        for llama in llamas
+    ]
 
-    def score_chunk(at: Array, target: Array):
-        logits = lm_logits(params.llama, at)
-        log_probs = jax.nn.log_softmax(logits)
-        loss = -jnp.take_along_axis(log_probs, target[:, None], axis=-1)[:, 0]
-        return loss, jnp.argmax(logits, axis=-1) == target
+    def score_chunk(at: list[Array], target: Array):
+        own, *start = (
+            jax.nn.log_softmax(lm_logits(llama, hidden))
+            for llama, hidden in zip(llamas, at, strict=True)
+        )
+        loss = -jnp.take_along_axis(own, target[:, None], axis=-1)[:, 0]
+        gaps = [jnp.exp(own) * (own - other) for other in start]
+        kl = jnp.sum(gaps[0], axis=-1) if gaps else jnp.zeros_like(loss)
+        return loss, jnp.argmax(own, axis=-1) == target, kl
 
-    loss, correct = map_token_chunks(score_chunk, _CHUNK, at, target)
+    loss, correct, kl = map_token_chunks(score_chunk, _CHUNK, at, target)
     return _Targets(
         loss=loss,
         correct=correct,
+        kl=kl,
         role=jnp.take_along_axis(segments.role, places, axis=1),
         mask=mask,
     )
 
 
 def _metrics(targets: _Targets) -> dict[str, Float[Array, ""]]:
-    roles = {"decide": Role.DECIDE, "plan": Role.PLAN, "action": Role.ACTION}
-    metrics = {"sft/token_loss": masked_mean(targets.loss, targets.mask)}
-    for name, role in roles.items():
+    metrics = {
+        "sft/token_loss": masked_mean(targets.loss, targets.mask),
+        "sft/start_kl": masked_mean(targets.kl, targets.mask),
+    }
+    for name, role in _ROLES.items():
         mask = targets.mask & (targets.role == role)
         correct = targets.correct.astype(jnp.float32)
         metrics[f"sft/loss_{name}"] = masked_mean(targets.loss, mask)
@@ -101,19 +125,27 @@ def _metrics(targets: _Targets) -> dict[str, Float[Array, ""]]:
 
 def sft_loss(
     params: AgentParams,
+    reference: LlamaParams | None,
     segments: Segments,
     max_targets: int,
     config: SftConfig,
     model: ModelConfig,
     history: int,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Weighted mean negative log-likelihood of the tokens with a loss."""
-    targets = imitate(params, segments, max_targets, model, history)
-    is_plan = targets.role == Role.PLAN
-    weight = jnp.where(is_plan, config.plan_weight, config.action_weight)
+    """Weighted mean negative log-likelihood of the tokens with a loss.
+
+    With a reference, ``kl_coef`` times the mean divergence from it is added.
+    """
+    targets = imitate(params, reference, segments, max_targets, model, history)
+    weight = jnp.select(
+        [targets.role == Role.PLAN, targets.role == Role.OBSERVATION],
+        [config.plan_weight, config.observation_weight],
+        config.action_weight,
+    )
     weight = jnp.where(targets.mask, weight, 0.0)
     loss = jnp.sum(weight * targets.loss) / jnp.maximum(jnp.sum(weight), 1e-8)
-    return loss, _metrics(targets)
+    metrics = _metrics(targets)
+    return loss + config.kl_coef * metrics["sft/start_kl"], metrics
 
 
 @partial(
@@ -123,6 +155,7 @@ def sft_loss(
 )
 def sft_update(
     learner: Learner,
+    reference: LlamaParams | None,
     segments: Segments,
     *,
     optimizer: optax.GradientTransformation,
@@ -135,6 +168,7 @@ def sft_update(
 
     Args:
         learner: parameters and optimizer; donated.
+        reference: the starting weights, or None to learn without regard to them.
         segments: the batch.
         optimizer: of ``make_optimizer``.
         max_targets: tokens with a loss a segment may have.
@@ -143,7 +177,7 @@ def sft_update(
         history: turns that stay visible.
     """
     (loss, metrics), grads = jax.value_and_grad(sft_loss, has_aux=True)(
-        learner.params, segments, max_targets, config, model, history
+        learner.params, reference, segments, max_targets, config, model, history
     )
     learner, norm = update_learner(learner, grads, optimizer)
     skipped = learner.skipped.astype(jnp.float32)
@@ -157,15 +191,66 @@ def sft_update(
 @partial(jax.jit, static_argnames=("max_targets", "model", "history"))
 def sft_validate(
     params: AgentParams,
+    reference: LlamaParams | None,
     segments: Segments,
+    counted: Bool[Array, " B"],
     *,
     max_targets: int,
     model: ModelConfig,
     history: int,
-) -> dict[str, Float[Array, ""]]:
-    """Loss and accuracy by role on segments of episodes that are not trained on."""
-    metrics = _metrics(imitate(params, segments, max_targets, model, history))
-    return {name.replace("sft/", "sft/held_out_"): m for name, m in metrics.items()}
+) -> dict[str, dict[str, Float[Array, ""]]]:
+    """Sums over the tokens of episodes that are not trained on.
+
+    Args:
+        params: of the agent.
+        reference: the starting weights, or None.
+        segments: the batch.
+        counted: which of its segments count.
+        max_targets: tokens with a loss a segment may have.
+        model: sizes of the model.
+        history: turns that stay visible.
+
+    Returns:
+        By role: ``tokens``, and the sums of ``loss``, ``correct`` and ``kl`` over them.
+    """
+    targets = imitate(params, reference, segments, max_targets, model, history)
+    mask = targets.mask & counted[:, None]
+    sums = {}
+    for name, role in _ROLES.items():
+        own = mask & (targets.role == role)
+        sums[name] = {
+            "tokens": jnp.sum(own, dtype=jnp.float32),
+            "loss": masked_sum(targets.loss, own),
+            "correct": masked_sum(targets.correct.astype(jnp.float32), own),
+            "kl": masked_sum(targets.kl, own),
+        }
+    return sums
+
+
+def validation_metrics(
+    sums: dict[str, dict[str, float]], measured_kl: bool
+) -> dict[str, float]:
+    """Turn the sums of ``sft_validate`` into means by role, and perplexities (host).
+
+    Args:
+        sums: added up over batches.
+        measured_kl: whether there was a reference.
+    """
+    total = {
+        kind: sum(role[kind] for role in sums.values())
+        for kind in ("tokens", "loss", "kl")
+    }
+    tokens = max(total["tokens"], 1.0)
+    metrics = {"token_loss": total["loss"] / tokens}
+    if measured_kl:
+        metrics["start_kl"] = total["kl"] / tokens
+    for name, own in sums.items():
+        if own["tokens"]:
+            loss = own["loss"] / own["tokens"]
+            metrics[f"loss_{name}"] = loss
+            metrics[f"perplexity_{name}"] = math.exp(loss)
+            metrics[f"accuracy_{name}"] = own["correct"] / own["tokens"]
+    return {f"sft/held_out_{name}": value for name, value in metrics.items()}
 
 
 def batch_indices(num_segments: int, batch: int, update: int, seed: int) -> np.ndarray:

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jaxplan.config.schema import RolloutConfig
+from jaxplan.config.schema import RolloutConfig, SftConfig
+from jaxplan.core.roles import Role
 from jaxplan.io.datasets import SCHEMA
 from jaxplan.train.data import load_segments
 
@@ -23,6 +24,9 @@ def turns(setting):
                     "step": turn,
                     "observation": "",
                     "plan": " stone" if turn == 0 else "",
+                    "style": "plain",
+                    "goal": "",
+                    "asleep": False,
                     "action": "Noop",
                     "action_id": 0,
                     "learn": turn == 0,
@@ -36,14 +40,14 @@ def turns(setting):
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def load(setting, table, held_out, seed=0):
+def load(setting, table, held_out, seed=0, **sft):
     return load_segments(
         table,
         setting.tokenizer,
         setting.language,
         setting.plan,
         RolloutConfig(segment_tokens=64, history=2),
-        held_out,
+        SftConfig(held_out=held_out, **sft),
         seed,
     )
 
@@ -82,6 +86,66 @@ def test_a_turn_is_written_with_its_markers(setting, turns):
     noop = encode("Noop")
     episode = [word, *plan, *noop, word, *noop]
     assert tokens[start : start + len(episode)] == episode
+
+
+def plans_of(setting, data):
+    """The plan of every episode, by the word it saw first."""
+    opening, closing = (setting.tokenizer.encode(m)[0] for m in ("{plan}", "<end>"))
+    plans = {}
+    for row in data.fields["token"].tolist():
+        word = 0
+        for place, token in enumerate(row):
+            word = token if 500 <= token < 520 else word
+            if token == opening and row[place + 1] != opening:
+                end = row.index(closing, place)
+                plans[word] = tuple(row[place + 1 : end])
+    return plans
+
+
+def test_stripped_plans_leave_observations_and_actions(setting, turns):
+    kept, stripped = (load(setting, turns, 0.25, plans=p) for p in ("kept", "stripped"))
+    for before, after in zip(kept, stripped, strict=True):
+        assert not plans_of(setting, after)
+        assert not (after.fields["role"] == Role.PLAN).any()
+        tokens = [
+            set(data.fields["token"].ravel().tolist()) for data in (before, after)
+        ]
+        assert tokens[1] < tokens[0]
+        assert tokens[1] & set(range(500, 520)) == tokens[0] & set(range(500, 520))
+        assert before.fields["learn"].sum() > after.fields["learn"].sum()
+
+
+def test_shuffled_plans_are_the_same_in_other_turns(setting, turns):
+    words = setting.tokenizer.encode(" stone light north south west east sleep rest")
+    rows = turns.to_pylist()
+    for number, row in enumerate(rows[::2]):
+        row["plan_tokens"] = [words[number % 8], words[number // 8]]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    kept, _ = load(setting, table, 0.25)
+    shuffled, _ = load(setting, table, 0.25, plans="shuffled")
+    before, after = plans_of(setting, kept), plans_of(setting, shuffled)
+    assert set(before) == set(after)
+    assert sorted(before.values()) == sorted(after.values())
+    assert sum(before[word] != after[word] for word in before) > len(before) / 2
+    again, _ = load(setting, table, 0.25, plans="shuffled")
+    assert plans_of(setting, again) == after
+
+
+def test_observations_are_learnt_if_they_have_a_weight(setting, turns):
+    train, _ = load(setting, turns, 0.25, observation_weight=0.5)
+    seen = train.fields["role"] == Role.OBSERVATION
+    assert (train.fields["learn"][seen] == 1).all()
+    carried = train.fields["role"] == Role.CARRIED
+    assert not train.fields["learn"][carried].any()
+    without, _ = load(setting, turns, 0.25)
+    assert not without.fields["learn"][seen].any()
+    assert train.max_targets > without.max_targets
+
+
+def test_the_share_of_padding_is_what_no_episode_owns(setting, turns):
+    train, _ = load(setting, turns, 0.25)
+    assert train.padding_share == (train.fields["episode"] == 0).mean()
+    assert 0 < train.padding_share < 1
 
 
 def test_the_most_targets_of_a_segment_are_counted(setting, turns):

@@ -23,10 +23,11 @@ from jaxplan.train.sft import (
     sft_loss,
     sft_update,
     sft_validate,
+    validation_metrics,
 )
 
 SIZE, HISTORY, TARGETS = 64, 2, 24
-WEIGHTS = SftConfig(plan_weight=0.3, action_weight=1.7)
+WEIGHTS = SftConfig(plan_weight=0.3, action_weight=1.7, observation_weight=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,9 @@ def episodes(setting):
     )
 
 
-def segments_of(setting, episodes, prompt=()):
-    packer = Packer(setting.language.grammar, list(prompt), SIZE, HISTORY)
+def segments_of(setting, episodes, prompt=(), observations=False):
+    grammar = setting.language.grammar
+    packer = Packer(grammar, list(prompt), SIZE, HISTORY, observations)
     for turns in episodes:
         packer.add(turns)
     fields = packer.finish()
@@ -70,8 +72,14 @@ def sizes(setting):
     return {"max_targets": TARGETS, "model": setting.model, "history": HISTORY}
 
 
-def slow_losses(setting, segments):
-    """Negative log-likelihoods from the logits of every token, in numpy."""
+def other_llama(setting):
+    """Weights to start from, unlike those of the agent."""
+    vocab = setting.tokenizer.vocab_size
+    return init_params(jax.random.key(9), setting.model, vocab).llama
+
+
+def slow_log_probs(setting, llama, segments):
+    """Of the whole vocabulary behind every token, in numpy."""
     position = np.broadcast_to(np.arange(SIZE), segments.token.shape).astype(np.int32)
     meta = TokenMeta(
         position=jnp.asarray(position),
@@ -80,46 +88,135 @@ def slow_losses(setting, segments):
         plan=segments.plan,
         active_plan=segments.active_plan,
     )
-    llama = setting.params.llama
     hidden = forward(llama, segments.token, meta, setting.model, HISTORY)
     logits = np.asarray(lm_logits(llama, hidden), float)
+    top = logits.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def slow_losses(setting, segments):
+    """Role, negative log-likelihood, correctness and KL of every token with a loss."""
+    own = slow_log_probs(setting, setting.params.llama, segments)
+    start = slow_log_probs(setting, other_llama(setting), segments)
     for row, place in zip(*np.nonzero(segments.learn), strict=True):
-        before, token = logits[row, place - 1], int(segments.token[row, place])
-        loss = (
-            np.log(np.exp(before - before.max()).sum()) + before.max() - before[token]
-        )
-        yield int(segments.role[row, place]), loss, before.argmax() == token
+        before, token = own[row, place - 1], int(segments.token[row, place])
+        kl = (np.exp(before) * (before - start[row, place - 1])).sum()
+        role = int(segments.role[row, place])
+        yield role, -before[token], before.argmax() == token, kl
 
 
-def test_the_loss_is_that_computed_in_numpy(setting, episodes, sizes):
-    segments = segments_of(setting, episodes, prompt=[7, 8, 9])
-    loss, metrics = loss_of(setting.params, segments, config=WEIGHTS, **sizes)
+WEIGHT_OF = {Role.PLAN: 0.3, Role.OBSERVATION: 0.6}
+
+
+@pytest.mark.parametrize("observations", [False, True])
+def test_the_loss_is_that_computed_in_numpy(setting, episodes, sizes, observations):
+    segments = segments_of(setting, episodes, [7, 8, 9], observations)
+    loss, metrics = loss_of(setting.params, None, segments, config=WEIGHTS, **sizes)
     rows = list(slow_losses(setting, segments))
-    weights = [0.3 if role == Role.PLAN else 1.7 for role, _, _ in rows]
-    losses = [loss for _, loss, _ in rows]
+    weights = [WEIGHT_OF.get(role, 1.7) for role, *_ in rows]
+    losses = [loss for _, loss, *_ in rows]
     np.testing.assert_allclose(loss, np.average(losses, weights=weights), rtol=1e-5)
     np.testing.assert_allclose(metrics["sft/token_loss"], np.mean(losses), rtol=1e-5)
-    for name, role in (("plan", Role.PLAN), ("decide", Role.DECIDE)):
-        own = [(loss, right) for found, loss, right in rows if found == role]
-        mean, accuracy = np.mean(own, axis=0)
+    for name, role in (
+        ("plan", Role.PLAN),
+        ("decide", Role.DECIDE),
+        ("observation", Role.OBSERVATION),
+    ):
+        own = [(loss, right) for found, loss, right, _ in rows if found == role]
+        mean, accuracy = np.mean(own, axis=0) if own else (0.0, 0.0)
         np.testing.assert_allclose(metrics[f"sft/loss_{name}"], mean, rtol=1e-5)
         np.testing.assert_allclose(metrics[f"sft/accuracy_{name}"], accuracy)
+    assert metrics["sft/start_kl"] == 0
 
 
-def test_validation_says_the_same_without_weights(setting, episodes, sizes):
+def test_the_divergence_from_the_start_is_that_computed_in_numpy(
+    setting, episodes, sizes
+):
     segments = segments_of(setting, episodes, prompt=[7, 8, 9])
-    metrics = sft_validate(setting.params, segments, **sizes)
-    expected = np.mean([loss for _, loss, _ in slow_losses(setting, segments)])
-    np.testing.assert_allclose(metrics["sft/held_out_token_loss"], expected, rtol=1e-5)
+    plain, _ = loss_of(setting.params, None, segments, config=WEIGHTS, **sizes)
+    held = dataclasses.replace(WEIGHTS, kl_coef=0.25)
+    start = other_llama(setting)
+    loss, metrics = loss_of(setting.params, start, segments, config=held, **sizes)
+    expected = np.mean([kl for *_, kl in slow_losses(setting, segments)])
+    assert expected > 0.1
+    np.testing.assert_allclose(metrics["sft/start_kl"], expected, rtol=1e-4)
+    np.testing.assert_allclose(loss, plain + 0.25 * expected, rtol=1e-4)
+    own = setting.params.llama
+    at_start, _ = loss_of(setting.params, own, segments, config=held, **sizes)
+    np.testing.assert_allclose(at_start, plain, rtol=1e-5)
+
+
+def test_a_strong_divergence_term_keeps_the_agent_where_it_started(
+    setting, episodes, sizes
+):
+    segments = segments_of(setting, episodes, prompt=[7, 8, 9])
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 20)
+    ends = []
+    for coefficient in (0.0, 20.0):
+        config = dataclasses.replace(WEIGHTS, kl_coef=coefficient)
+        own = jax.tree.map(jnp.copy, setting.params)
+        learner = init_learner(own, optimizer)
+        for _ in range(5):
+            learner, metrics = sft_update(
+                learner,
+                setting.params.llama,
+                segments,
+                optimizer=optimizer,
+                config=config,
+                **sizes,
+            )
+        ends.append(float(metrics["sft/start_kl"]))
+    assert ends[1] < 0.2 * ends[0]
+
+
+def test_validation_counts_every_token_once(setting, episodes, sizes):
+    segments = segments_of(setting, episodes, [7, 8, 9], observations=True)
+    assert segments.token.shape[0] == 1
+    twice = jax.tree.map(lambda rows: jnp.concatenate([rows, rows]), segments)
+    sums = sft_validate(
+        setting.params,
+        other_llama(setting),
+        twice,
+        jnp.array([True, False]),
+        **sizes,
+    )
+    sums = jax.tree.map(float, sums)
+    rows = list(slow_losses(setting, segments))
+    metrics = validation_metrics(sums, measured_kl=True)
+    for name, place in (("token_loss", 1), ("start_kl", 3)):
+        expected = np.mean([row[place] for row in rows])
+        found = metrics[f"sft/held_out_{name}"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for name, role in (("plan", Role.PLAN), ("observation", Role.OBSERVATION)):
+        own = [row for row in rows if row[0] == role]
+        assert sums[name]["tokens"] == len(own)
+        perplexity = np.exp(np.mean([loss for _, loss, *_ in own]))
+        found = metrics[f"sft/held_out_perplexity_{name}"]
+        np.testing.assert_allclose(found, perplexity, rtol=1e-4)
+        found = metrics[f"sft/held_out_accuracy_{name}"]
+        np.testing.assert_allclose(found, np.mean([right for _, _, right, _ in own]))
+
+
+def test_what_did_not_occur_has_no_perplexity():
+    nothing = {"tokens": 0.0, "loss": 0.0, "correct": 0.0, "kl": 0.0}
+    some = {"tokens": 2.0, "loss": 3.0, "correct": 1.0, "kl": 0.0}
+    metrics = validation_metrics({"plan": nothing, "action": some}, measured_kl=False)
+    assert set(metrics) == {
+        "sft/held_out_token_loss",
+        "sft/held_out_loss_action",
+        "sft/held_out_perplexity_action",
+        "sft/held_out_accuracy_action",
+    }
+    assert metrics["sft/held_out_accuracy_action"] == 0.5
 
 
 def test_episodes_score_alike_together_and_alone(setting, episodes, sizes):
     """Without a prompt, whose distance would differ, nothing else may differ."""
     segments = segments_of(setting, episodes)
     assert segments.token.shape[0] == 1
-    together = scored(setting.params, segments, **sizes)
+    together = scored(setting.params, None, segments, **sizes)
     alone = [
-        scored(setting.params, segments_of(setting, [turns]), **sizes)
+        scored(setting.params, None, segments_of(setting, [turns]), **sizes)
         for turns in episodes
     ]
     packed = np.asarray(together.loss)[np.asarray(together.mask)]
@@ -167,13 +264,13 @@ def test_no_gradient_leaks_from_one_episode_to_another(setting, episodes, learnt
 @partial(jax.jit, static_argnums=2)
 def leak(params, segments, model):
     return jax.grad(
-        lambda p: sft_loss(p, segments, TARGETS, WEIGHTS, model, HISTORY)[0]
+        lambda p: sft_loss(p, None, segments, TARGETS, WEIGHTS, model, HISTORY)[0]
     )(params)
 
 
 def test_nothing_to_learn_gives_no_loss(setting, episodes, sizes):
     segments = segments_of(setting, [episodes[1][:1]])
-    loss, metrics = loss_of(setting.params, segments, config=WEIGHTS, **sizes)
+    loss, metrics = loss_of(setting.params, None, segments, config=WEIGHTS, **sizes)
     assert loss == 0
     assert metrics["sft/token_loss"] == 0
 
@@ -186,7 +283,7 @@ def test_updates_make_the_loss_smaller(setting, episodes, sizes):
     losses = []
     for _ in range(8):
         learner, metrics = sft_update(
-            learner, segments, optimizer=optimizer, config=WEIGHTS, **sizes
+            learner, None, segments, optimizer=optimizer, config=WEIGHTS, **sizes
         )
         losses.append(float(metrics["sft/loss"]))
     assert losses[-1] < 0.8 * losses[0]
