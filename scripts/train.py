@@ -164,6 +164,8 @@ class Run:
 
     def make_teacher(self):
         """Whoever is to be imitated."""
+        import jax
+
         from jaxplan.envs.worlds import make_env, make_expert
         from jaxplan.train.collect import ExpertTeacher
         from jaxplan.train.scribe import Desk
@@ -181,7 +183,24 @@ class Run:
                 for level in config.collect.texts
             },
         )
-        return ExpertTeacher(make_expert(config.env, config.expert), desk)
+        if config.collect.teacher == "expert":
+            return ExpertTeacher(make_expert(config.env, config.expert), desk)
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"collect.teacher={config.collect.teacher} plays in one process, and "
+                f"there are {jax.process_count()}"
+            )
+        short = dataclasses.replace(config.env, max_steps=config.collect.steps)
+        desk = dataclasses.replace(desk, env=make_env(short))
+        if config.collect.teacher == "endpoint":
+            from jaxplan.train.endpoint_teacher import EndpointTeacher
+
+            journals = self.run.path / "answers"
+            endpoint, stop = config.collect.endpoint, self.setting.stop
+            return EndpointTeacher(endpoint, config.plan, desk, journals, stop)
+        from jaxplan.train.llama_teacher import LlamaTeacher
+
+        return LlamaTeacher(self.start, self.setting.mesh, config, desk)
 
     def sft(self) -> dict:
         """The primed agent."""
