@@ -272,6 +272,9 @@ class Run:
 
         config, setting = self.config, self.setting
         trained, start = config.stages, "weights" if self.from_weights() else "sft"
+        if config.evaluate.run:
+            setting = dataclasses.replace(setting, run_dir=Path(config.evaluate.run))
+            trained, start = ("sft", "ppo"), "sft"
         policies = {}
         if start == "weights":
             policies[start] = lambda: self.start().llama

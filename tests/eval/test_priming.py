@@ -1,0 +1,87 @@
+"""The table of the priming experiment, from runs written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxplan.eval.priming import read_student, summarise, write_table
+from jaxplan.eval.report import crafter_score
+
+EVENTS = ("wood", "stone", "iron")
+
+
+def write_run(folder, unlocked, alive, seeds=(7, 8), **sft):
+    episodes = {
+        "seed": list(seeds),
+        "unlocked": unlocked,
+        "return": [0.0] * len(seeds),
+        "alive": alive,
+        "steps": [10, 20],
+        "plan_tokens": [5, 40],
+    }
+    stages = folder / "stages"
+    stages.mkdir(parents=True)
+    (stages / "evaluate-sft.json").write_text(
+        json.dumps({"results": [], "episodes": {"never": episodes}})
+    )
+    (stages / "sft.json").write_text(json.dumps({"updates": 3, **sft}))
+    return folder
+
+
+@pytest.fixture
+def students(tmp_path):
+    def student(name, *runs, **sft):
+        paths = [
+            write_run(tmp_path / f"{name}-{seed}", *run, **sft)
+            for seed, run in enumerate(runs)
+        ]
+        return read_student(name, paths, "never", len(EVENTS))
+
+    plans = {"sft/held_out_perplexity_plan": 2.0, "sft/held_out_start_kl": 0.5}
+    return [
+        student(
+            "plans", ([[0, 1, 2], [0]], [1, 0]), ([[0, 1], [0, 1]], [1, 1]), **plans
+        ),
+        student("none", ([[0], []], [0, 0]), ([[0, 2], [0]], [1, 0])),
+    ]
+
+
+def test_worlds_are_averaged_over_seeds_and_compared_one_by_one(students):
+    plans, none = summarise(students, EVENTS, 0.9)
+    assert plans["seeds"] == plans["worlds"] == 2
+    assert plans["achievements"]["mean"] == 2.0
+    assert plans["achievements_by_seed"] == [2.0, 2.0]
+    assert none["achievements_by_seed"] == [0.5, 1.5]
+    # worlds: 2.5 and 1.5 with plans, 1.5 and 0.5 without
+    assert none["behind_first"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert plans["behind_first"]["mean"] == 0
+    assert plans["alive"]["mean"] == 0.75
+    assert plans["plan_tokens_per_step"]["mean"] == pytest.approx((0.5 + 2.0) / 2)
+    assert none["per_event"] == {"wood": 0.75, "stone": 0.0, "iron": 0.25}
+    assert none["score"]["mean"] == crafter_score(np.array([0.75, 0.0, 0.25]))
+    assert none["score"]["low"] <= none["score"]["mean"] <= none["score"]["high"]
+    assert plans["perplexity_plan"] == 2.0
+    assert none["perplexity_plan"] is None
+
+
+def test_the_table_has_a_line_for_each_student_achievement_and_mode(students, tmp_path):
+    rows = summarise(students, EVENTS, 0.9)
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    curve = [{"mode": "every-2", "achievements": interval, "plan_rate": interval}]
+    path = tmp_path / "out" / "table.md"
+    text = write_table(rows, {"plans": curve}, path)
+    assert path.read_text() == text
+    assert "| plans | 2.00 [1.50, 2.50] | 2.00 2.00 | 0.00 [0.00, 0.00] |" in text
+    assert "| stone | 75% | 0% |" in text
+    assert "| every-2 | 0.50 [0.25, 0.75] | 0.50 [0.25, 0.75] |" in text
+    assert "| - |" in text  # no plans, no perplexity of plans
+
+
+def test_seeds_that_played_other_worlds_are_refused(tmp_path):
+    paths = [
+        write_run(tmp_path / "a", [[0], [1]], [1, 1]),
+        write_run(tmp_path / "b", [[0], [1]], [1, 1], seeds=(7, 9)),
+    ]
+    with pytest.raises(ValueError, match="different worlds"):
+        read_student("a", paths, "never", len(EVENTS))

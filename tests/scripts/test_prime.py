@@ -1,0 +1,29 @@
+"""The priming experiment on its smallest sizes."""
+
+import json
+
+import pytest
+
+from tests.scripts.test_collect import start
+
+
+@pytest.mark.slow
+def test_priming_makes_its_table_with_one_command(tmp_path):
+    few = ("--seeds", "1", "--curve-episodes", "4", "--curve-steps", "20")
+    sizes = ("collect.episodes=16", "sft.updates=4", "sft.validate_every=4")
+    asked = ("evaluate.arms=[sft]", "evaluate.max_steps=20", "sft.measure_kl=true")
+    done = start("prime.py", tmp_path, *few, *sizes, *asked)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "tiny" / "result.json").read_text())
+    rows = {row["student"]: row for row in result["students"]}
+    assert list(rows) == ["dynamic", "naive", "shuffled", "history"]
+    assert all(row["updates"] == 4 for row in rows.values())
+    assert all(row["start_kl"] > 0 for row in rows.values())
+    assert rows["dynamic"]["perplexity_plan"] > 1
+    assert rows["naive"]["perplexity_plan"] is None
+    assert rows["naive"]["plan_tokens_per_step"]["mean"] == 0
+    assert [row["mode"] for row in result["curves"]["naive"]][-1] == "dynamic"
+    assert "| dynamic |" in (tmp_path / "tiny" / "table.md").read_text()
+    again = start("prime.py", tmp_path, *few, *sizes, *asked)
+    assert again.returncode == 0
+    assert "sft: done before" in again.stderr
