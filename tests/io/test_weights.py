@@ -87,11 +87,13 @@ def test_a_value_head_that_is_not_there_is_drawn(run, tmp_path):
 def test_transformers_finds_tokenizer_and_config(exported):
     transformers = pytest.importorskip("transformers")
     ours = load_tokenizer("shipped")
-    theirs = transformers.AutoTokenizer.from_pretrained(exported)
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        exported, trust_remote_code=False
+    )
     text = "<plan> collect wood 3n1w until 5 wood , then place table</plan>Move North é"
     assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
     assert theirs.decode(ours.encode(text)) == text
-    config = transformers.AutoConfig.from_pretrained(exported)
+    config = transformers.AutoConfig.from_pretrained(exported, trust_remote_code=False)
     assert config.hidden_size == MODEL.width
     assert config.eos_token_id is None
 

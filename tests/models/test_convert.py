@@ -116,7 +116,7 @@ def test_transformers_reads_what_we_write(tmp_path, config):
 
     params = random_params(config)
     save_hf_llama(tmp_path, config, params, shard_bytes=20_000)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
     tokens = np.arange(40, dtype=np.int32).reshape(2, 20)
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens.astype(np.int64))).logits.numpy()

@@ -12,11 +12,11 @@ from jaxplan.rollout.schedule import make_worlds, training_schedule
 from jaxplan.rollout.setup import check_sizes, longest_turn
 from tests.rollout.conftest import PLAN, ROLLOUT
 
-# Prompt 5, tags 5 + 4, "Dig Well" 6, budget 4; an observation has room for 8.
+# Prompt 6, tags 5 + 4, "Dig Well" 6, budget 4; an observation has room for 8.
 TURN = 5 + 4 + 6 + 4
 SEEN = 1 * (8 + 5 + 4 + 6) + 4 + 5 + 4 + 6  # one turn of the past, and a plan
 SMALLEST = dataclasses.replace(
-    ROLLOUT, rounds=7, decode_steps=2, segment_tokens=5 + SEEN + 8 + TURN + 8
+    ROLLOUT, rounds=7, decode_steps=2, segment_tokens=6 + SEEN + 8 + TURN + 8
 )
 
 
@@ -50,7 +50,7 @@ def test_sizes_that_just_fit_are_accepted(setting):
             {"segment_tokens": SMALLEST.segment_tokens - 1},
             [
                 f"segment_tokens={SMALLEST.segment_tokens - 1}",
-                "prompt 5",
+                "prompt 6",
                 f"visible {SEEN}",
                 "history=2",
                 f"= {SMALLEST.segment_tokens} tokens",

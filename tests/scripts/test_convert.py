@@ -109,9 +109,9 @@ def test_a_folder_of_transformers_is_trained_from_and_read_by_it_again(tmp_path)
     assert done.returncode == 0, done.stderr
     exported = convert("export", out, "--run", tmp_path / "tiny", "--dtype", "bfloat16")
     assert exported.returncode == 0, exported.stderr
-    llama = AutoModelForCausalLM.from_pretrained(out)
+    llama = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=False)
     assert llama.dtype == torch.bfloat16
-    tokenizer = AutoTokenizer.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
     ids = tokenizer("Move North", return_tensors="pt").input_ids
     assert llama(ids).logits.shape[-1] == VOCAB
     verified = convert("verify", out)

@@ -45,7 +45,7 @@ def lively_params(tokenizer: Tokenizer) -> AgentParams:
     """An agent that often plans, ends its plans, and values states differently."""
     params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size)
     embed = 40.0 * params.llama.embed
-    for marker, bias in ((PLAN.open, 0.3), (PLAN.close, 0.5)):
+    for marker, bias in ((PLAN.open, 0.8), (PLAN.close, 0.5)):
         embed = embed.at[tokenizer.encode(marker)[0]].add(bias)
     out = jax.random.normal(jax.random.key(2), params.value.out.shape) / 4
     return AgentParams(
