@@ -166,7 +166,7 @@ def test_a_strong_divergence_term_keeps_the_agent_where_it_started(
                 **sizes,
             )
         ends.append(float(metrics["sft/start_kl"]))
-    assert ends[1] < 0.2 * ends[0]
+    assert ends[1] < 0.25 * ends[0]
 
 
 def test_validation_counts_every_token_once(setting, episodes, sizes):
