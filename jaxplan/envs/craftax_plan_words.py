@@ -298,6 +298,8 @@ STYLES: dict[str, tuple[Wording, ...]] = {
             "{seen} i see {sought} {place} , so {do} there .",
             "{known} i know of {sought} {place} , so go back and {do} .",
             "{bench} the table is {place} , so {do} there .",
+            "{beside} so {do} {place} .",
+            "{here} so {do} here .",
             "no {sought} is near , so explore {heading} .",
             "once that is done {then}",
             ", and after it {after}",

@@ -68,6 +68,7 @@ _SLOTS = {
     "seen": 0,  # what is sought is in view
     "known": 0,  # it is on the map, out of view
     "bench": 0,  # the target is a place beside a table
+    "beside": 0,  # it is some other place
     "here": 0,  # there is nowhere to go
     "uncounted": 0,  # nothing is counted
 }
@@ -210,6 +211,7 @@ def _fill(goal: Int[Array, ""], facts: PlanFacts, short: bool) -> dict[str, Arra
         "seen": going & seeks & in_view,
         "known": going & seeks & ~in_view,
         "bench": going & bench,
+        "beside": going & ~bench & ~seeks,
         "here": ~going & ~exploring,
         **_counting(goal, facts),
     }
