@@ -209,7 +209,7 @@ def test_the_same_action_twice_is_refused():
 
 
 def test_an_end_marker_that_could_be_plan_text_is_refused():
-    with pytest.raises(ValueError, match=r"' en' of plan\.close"):
+    with pytest.raises(ValueError, match=r"' end' of plan\.close"):
         make_grammar(load_tokenizer("shipped"), ("Do",), PlanConfig(close=" end"))
 
 

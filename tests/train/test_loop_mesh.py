@@ -147,7 +147,7 @@ def imitated(on_mesh, primed, segments):
             model=MODEL,
             history=ROLLOUT.history,
         )
-        return jax.value_and_grad(loss, has_aux=True)(params, segments)
+        return jax.value_and_grad(loss, has_aux=True)(params, None, segments)
 
     def run(shape):
         own = on_mesh(shape)

@@ -24,9 +24,10 @@ from jaxplan.io.rundir import RunDirectory
 from jaxplan.io.stopping import EXIT_CODE, Stopped, StopRequest
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import Tokenizer, load_tokenizer
-from jaxplan.train.collect import Teacher, collect
+from jaxplan.train.collect import ExpertTeacher, collect
 from jaxplan.train.data import load_segments
 from jaxplan.train.loop import Setting, check_mesh, load_policy, train_ppo, train_sft
+from jaxplan.train.scribe import Desk
 from tests.fakes import Shore
 from tests.train.test_collect import Guide
 
@@ -71,20 +72,20 @@ def make_setting(run_dir: Path, shape: tuple[int, ...], epochs: int = 1) -> Sett
 def collect_turns(setting: Setting, tokenizer: Tokenizer) -> dict:
     """The stage as in scripts/train.py, with a teacher for this world."""
     config = setting.config
-    teacher = Teacher(
+    desk = Desk(
         env=setting.env,
-        expert=Guide(),
         tokenizer=tokenizer,
+        config=config.collect,
+        seed=config.seed,
         observation_tokens=config.rollout.observation_tokens,
         plan_tokens=config.plan.budget,
     )
-    about = {"tokenizer": "sha", "env": "shore", "text": "plain", "config": "{}"}
+    about = {"tokenizer": tokenizer.sha256, "env": "shore", "text": "plain"}
+    about |= {"teacher": "guide", "config": "{}"}
     with Progress("collect", config.collect.episodes) as progress:
         return collect(
             setting.run_dir / "dataset",
-            teacher,
-            config.collect,
-            config.seed,
+            ExpertTeacher(Guide(), desk),
             about,
             lambda done, turns: progress.update(done, turns=turns),
             setting.stop,
@@ -98,14 +99,14 @@ def run_stages(setting: Setting) -> None:
     with RunDirectory(config.run_root, config) as run:
         if not agree(run.is_done("collect")):
             run.finish("collect", collect_turns(setting, tokenizer))
-        table = read_dataset(setting.run_dir / "dataset", "sha")
+        table = read_dataset(setting.run_dir / "dataset", tokenizer)
         train, held_out = load_segments(
             table,
             tokenizer,
             setting.language,
             config.plan,
             config.rollout,
-            config.sft.held_out,
+            config.sft,
             config.seed,
         )
         run.finish("sft", train_sft(setting, train, held_out))
