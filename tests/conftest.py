@@ -28,3 +28,18 @@ def _strict_jax():
     import jax
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Linux gives a process 65,530 memory maps, each compiled CPU program takes some, and
+# the compiler crashes without one; the whole suite needs more.
+_MAPS = Path("/proc/self/maps")
+_MAX_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    yield
+    import jax
+
+    if _MAPS.exists() and len(_MAPS.read_text().splitlines()) > _MAX_MAPS:
+        jax.clear_caches()
