@@ -81,6 +81,9 @@ def _say(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
+RELAY_SEED = 2**20  # added to the seed, so that a relay meets worlds of its own
+
+
 class Run:
     """One run: what all stages share, made once, and the stages."""
 
@@ -139,43 +142,46 @@ class Run:
 
     def collect(self) -> dict:
         """The teacher's trajectories, as Parquet."""
+        return self.write_dataset(
+            self.run.path / "dataset", self.make_teacher(), self.config.collect.teacher
+        )
+
+    def write_dataset(self, folder: Path, teacher, name: str) -> dict:
+        """Whatever a teacher plays, as Parquet."""
         from jaxplan.io.datasets import NO_TOKENS
         from jaxplan.io.progress import Progress
         from jaxplan.train.collect import collect, to_json
 
-        config = self.config
-        teacher = self.make_teacher()
+        config, desk = self.config, teacher.scribe.desk
         token_ids = config.collect.token_ids
         about = {
             "tokenizer": self.tokenizer.sha256 if token_ids else NO_TOKENS,
             "env": config.env.name,
             "text": config.env.text,
-            "teacher": config.collect.teacher,
+            "teacher": name,
             "config": to_json(config),
         }
-        with Progress("collect", config.collect.episodes) as progress:
+        stage = "relay" if name == "relay" else "collect"
+        with Progress(stage, desk.config.episodes) as progress:
             return collect(
-                self.run.path / "dataset",
+                folder,
                 teacher,
                 about,
                 lambda done, turns: progress.update(done, turns=turns),
                 self.setting.stop,
             )
 
-    def make_teacher(self):
-        """Whoever is to be imitated."""
-        import jax
-
-        from jaxplan.envs.worlds import make_env, make_expert
-        from jaxplan.train.collect import ExpertTeacher
+    def make_desk(self, seed: int):
+        """Where teachers play, and how it is written down."""
+        from jaxplan.envs.worlds import make_env
         from jaxplan.train.scribe import Desk
 
         config = self.config
-        desk = Desk(
+        return Desk(
             env=self.setting.env,
             tokenizer=self.tokenizer,
             config=config.collect,
-            seed=config.seed,
+            seed=seed,
             observation_tokens=config.rollout.observation_tokens,
             plan_tokens=config.plan.budget,
             other_texts={
@@ -183,6 +189,16 @@ class Run:
                 for level in config.collect.texts
             },
         )
+
+    def make_teacher(self):
+        """Whoever is to be imitated."""
+        import jax
+
+        from jaxplan.envs.worlds import make_env, make_expert
+        from jaxplan.train.collect import ExpertTeacher
+
+        config = self.config
+        desk = self.make_desk(config.seed)
         if config.collect.teacher == "expert":
             return ExpertTeacher(make_expert(config.env, config.expert), desk)
         if jax.process_count() > 1:
@@ -208,19 +224,49 @@ class Run:
         from jaxplan.train.data import load_segments
         from jaxplan.train.loop import train_sft
 
-        config = self.config
-        folder = config.sft.dataset or self.run.path / "dataset"
-        table = read_dataset(folder, self.tokenizer)
-        train, held_out = load_segments(
-            table,
-            self.tokenizer,
-            self.setting.language,
-            config.plan,
-            config.rollout,
-            config.sft,
-            config.seed,
+        config, relay = self.config, self.config.sft.relay
+
+        def load(folder):
+            return load_segments(
+                read_dataset(folder, self.tokenizer),
+                self.tokenizer,
+                self.setting.language,
+                config.plan,
+                config.rollout,
+                config.sft,
+                config.seed,
+            )
+
+        train, held_out = load(config.sft.dataset or self.run.path / "dataset")
+        probe = self.make_probe()
+        if relay.episodes:
+            train_sft(self.setting, train, held_out, probe, relay.after_updates)
+            begun, _ = load(self.relay())
+            train += begun
+        return train_sft(self.setting, train, held_out, probe)
+
+    def relay(self) -> Path:
+        """Episodes that the student begins and the expert ends, as Parquet."""
+        from jaxplan.envs.worlds import make_expert
+        from jaxplan.train.loop import load_policy
+        from jaxplan.train.relay import RelayTeacher, Student
+
+        config, folder = self.config, self.run.path / "relay"
+        student = Student(
+            load=lambda: load_policy(self.setting, "sft").llama,
+            language=self.setting.language,
+            turn_tokens=self.setting.turn_tokens,
         )
-        return train_sft(self.setting, train, held_out, self.make_probe())
+        desk = self.make_desk(seed=config.seed + RELAY_SEED)
+        desk = dataclasses.replace(
+            desk,
+            config=dataclasses.replace(
+                config.collect, episodes=config.sft.relay.episodes
+            ),
+        )
+        expert = make_expert(config.env, config.expert)
+        self.write_dataset(folder, RelayTeacher(expert, desk, student, config), "relay")
+        return folder
 
     def make_probe(self):
         """What lets the student play now and then, or None."""

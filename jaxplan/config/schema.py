@@ -213,6 +213,19 @@ class CollectConfig:
 
 
 @section
+class RelayConfig:
+    """Episodes that the student begins and the expert ends, for the rest of SFT.
+
+    Where the student gets to, and no expert would, is where it needs to be told what to
+    do (DAgger, arXiv:1011.0686).
+    """
+
+    episodes: NonNegativeInt = 0  # 0: the student never plays
+    after_updates: PositiveInt = 1000  # of SFT, until it does
+    turns: PositiveInt = 200  # that the student plays at most
+
+
+@section
 class SftConfig:
     """Imitation of the collected turns on packed segments."""
 
@@ -231,7 +244,16 @@ class SftConfig:
     observation_weight: NonNegativeFloat = 0.0  # of a token of an observation
     kl_coef: NonNegativeFloat = 0.0  # of KL(agent | starting weights) per token
     measure_kl: bool = False  # on held-out episodes; the starting weights are kept
+    relay: RelayConfig = Field(default_factory=RelayConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.relay.episodes and self.relay.after_updates >= self.updates:
+            raise ValueError(
+                f"relay.after_updates={self.relay.after_updates} is not below "
+                f"updates={self.updates}: who relays must say how many updates there "
+                "are, and some must be left to learn from the relay"
+            )
 
 
 @section

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxplan.io.dataset_card import write_card
 from jaxplan.text.tokenizer import Tokenizer
 
-FORMAT = 2
+FORMAT = 3
 NO_TOKENS = "none"  # stands for the tokenizer of a dataset of text alone
 
 SCHEMA = pa.schema(
@@ -38,7 +38,8 @@ SCHEMA = pa.schema(
         pa.field("goal", pa.string(), nullable=False),  # what for; empty: not known
         pa.field("action", pa.string(), nullable=False),
         pa.field("action_id", pa.int16(), nullable=False),
-        pa.field("learn", pa.bool_(), nullable=False),  # False: noise, not imitated
+        pa.field("advice", pa.string(), nullable=False),  # a better action, or empty
+        pa.field("learn", pa.bool_(), nullable=False),  # False: no action to imitate
         pa.field("asleep", pa.bool_(), nullable=False),  # True: the action is ignored
         pa.field("reward", pa.float32(), nullable=False),
         pa.field("achievements", pa.int32(), nullable=False),  # unlocked so far

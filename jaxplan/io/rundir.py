@@ -43,6 +43,7 @@ _MAY_CHANGE = {
     "sft.held_out": None,
     "sft.dataset": None,
     "sft.plans": None,
+    "sft.relay": None,
     "sft.validate_every": _FREE,
     "sft.checkpoint_every": _FREE,
     "sft.panel_every": _FREE,

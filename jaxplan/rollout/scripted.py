@@ -2,7 +2,6 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import chex
 import jax
@@ -22,9 +21,10 @@ class Trajectories:
         alive: the episode had not ended before this step.
         passive: the player was asleep: the action was not asked for.
         observations: what the player saw, in the words of each describer.
+        turn: turns played before; asleep, also that of the next one.
         intent: what the player meant to do.
-        action: what was played.
-        noisy: the action was drawn at random instead.
+        advised: what the player would have played.
+        action: what was played: that, a random action, or what the script says.
         reward: task reward.
         events: achievements unlocked in this step.
         counts: see ``EnvStep``, of this step.
@@ -34,9 +34,10 @@ class Trajectories:
     alive: Bool[Array, "*axes"]
     passive: Bool[Array, "*axes"]
     observations: tuple[Phrases, ...]
+    turn: Int[Array, "*axes"]
     intent: Intent
+    advised: Int[Array, "*axes"]
     action: Int[Array, "*axes"]
-    noisy: Bool[Array, "*axes"]
     reward: Float[Array, "*axes"]
     events: Bool[Array, "*axes E"]
     counts: dict[str, Int[Array, "*axes"]]
@@ -70,44 +71,24 @@ class RandomPlayer:
         return Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
 
 
-@dataclasses.dataclass(frozen=True)
-class Reciter:
-    """Plays a list of actions, one in each turn in which the world asks for one.
+@chex.dataclass(frozen=True)
+class Script:
+    """The first turns of episodes that somebody has played before, to be played again.
 
-    What was played once, by whomever, is so played again, with all that can be seen.
-    Its goal is the number of the turn.
+    Attributes:
+        actions: one for each turn in which the world asks for one.
+        turns: how many of them count; from then on the player plays by itself.
     """
 
-    env: TextEnv
-    num_turns: int
-    phrases: tuple[str, ...] = ("",)
-    styles: tuple[str, ...] = ("silent",)
-    goal_names: tuple[str, ...] = ()
-
-    def init(self) -> tuple[Array, Array]:
-        """Know nothing but Noop; pass ``memories`` to play something else."""
-        return jnp.zeros(self.num_turns, jnp.int32), jnp.zeros((), jnp.int32)
-
-    def act(
-        self, key: PRNGKeyArray, memory: tuple[Array, Array], state: State
-    ) -> tuple[tuple[Array, Array], Int[Array, ""], Intent]:
-        """Play the next action, and go on in the list unless asleep."""
-        del key
-        actions, turn = memory
-        action = actions[jnp.minimum(turn, self.num_turns - 1)]
-        later = turn + (~self.env.passive(state)).astype(jnp.int32)
-        return (actions, later), action, Intent(goal=turn, facts=())
-
-    def say(self, key: PRNGKeyArray, intent: Intent, style: Array) -> Phrases:
-        """Say nothing."""
-        del key, intent, style
-        return Phrases(ids=jnp.zeros(1, jnp.int32), mask=jnp.zeros(1, bool))
+    actions: Int[Array, "*axes turns"]
+    turns: Int[Array, "*axes"]
 
 
 @chex.dataclass(frozen=True)
 class _Player:
     world: State
     memory: chex.ArrayTree
+    turn: Int[Array, "*axes"]
     over: Bool[Array, "*axes"]
 
 
@@ -121,9 +102,12 @@ def play_scripted(
     steps: int,
     describers: tuple[TextEnv, ...] = (),
     noise: float = 0.0,
-    memories: Any = None,
+    script: Script | None = None,
 ) -> Trajectories:
     """Let a scripted player play one episode in every world, all at once.
+
+    Where a script is played the player looks on: it sees every turn, says what it would
+    do, and goes on from there once the script has ended.
 
     Args:
         worlds: stacked, one a lane.
@@ -133,27 +117,31 @@ def play_scripted(
         steps: env steps at most; an episode that is not over then is cut off.
         describers: the same world in the words that are to be written down.
         noise: share of steps whose action is drawn at random.
-        memories: what the player knows at the start, stacked; by default ``init()``.
+        script: what is played first, in every lane.
     """
     keys = jax.vmap(episode_key)(seeds)
+    nothing = jnp.zeros(seeds.shape, jnp.int32)
+    silent = Script(actions=nothing[:, None], turns=nothing)
+    before = silent if script is None else script
 
-    def one_step(lane: _Player, key: PRNGKeyArray, step: Array):
-        return _scripted_step(lane, key, step, env, player, describers, noise)
+    def one_step(lane: _Player, script: Script, key: PRNGKeyArray, step: Array):
+        return _scripted_step(lane, script, key, step, env, player, describers, noise)
 
     def all_lanes(lanes: _Player, step: Array):
-        return jax.vmap(one_step, in_axes=(0, 0, None))(lanes, keys, step)
+        lift = jax.vmap(one_step, in_axes=(0, 0, 0, None))
+        return lift(lanes, before, keys, step)
 
-    if memories is None:
-        memories = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (seeds.shape[0], *jnp.shape(leaf))),
-            player.init(),
-        )
-    start = _Player(world=worlds, memory=memories, over=jnp.zeros(seeds.shape, bool))
+    memories = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (seeds.shape[0], *jnp.shape(leaf))),
+        player.init(),
+    )
+    start = _Player(world=worlds, memory=memories, turn=nothing, over=nothing > 0)
     return jax.lax.scan(all_lanes, start, jnp.arange(steps))[1]
 
 
 def _scripted_step(
     lane: _Player,
+    script: Script,
     key: PRNGKeyArray,
     step: Array,
     env: TextEnv,
@@ -163,22 +151,28 @@ def _scripted_step(
 ) -> tuple[_Player, Trajectories]:
     own_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
     act_key, noise_key, which_key = jax.random.split(own_key, 3)
-    memory, action, intent = player.act(act_key, lane.memory, lane.world)
+    memory, advised, intent = player.act(act_key, lane.memory, lane.world)
+    advised = advised.astype(jnp.int32)
     noisy = jax.random.uniform(noise_key) < noise
     any_action = jax.random.randint(which_key, (), 0, len(env.action_names), jnp.int32)
-    action = jnp.where(noisy, any_action, action.astype(jnp.int32))
+    action = jnp.where(noisy, any_action, advised)
+    scripted = script.actions[jnp.minimum(lane.turn, script.actions.shape[0] - 1)]
+    action = jnp.where(lane.turn < script.turns, scripted, action)
+    passive = env.passive(lane.world)
     result = env.step(world_key(key, step), lane.world, action)
     record = Trajectories(
         alive=~lane.over,
-        passive=env.passive(lane.world),
+        passive=passive,
         observations=tuple(each.describe(lane.world) for each in describers),
+        turn=lane.turn,
         intent=intent,
+        advised=advised,
         action=action,
-        noisy=noisy,
         reward=jnp.where(lane.over, 0.0, result.reward),
         events=~lane.over & result.events,
         counts=jax.tree.map(lambda n: jnp.where(lane.over, 0, n), result.counts),
         terminated=~lane.over & result.terminated,
     )
     over = lane.over | result.terminated | result.truncated
-    return _Player(world=result.state, memory=memory, over=over), record
+    turn = lane.turn + (~passive).astype(jnp.int32)
+    return _Player(world=result.state, memory=memory, turn=turn, over=over), record

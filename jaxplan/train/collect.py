@@ -22,7 +22,7 @@ from jaxplan.envs.base import Expert, Intent, Phrases
 from jaxplan.io.datasets import DatasetWriter
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.rollout.schedule import episode_key, make_worlds
-from jaxplan.rollout.scripted import play_scripted
+from jaxplan.rollout.scripted import Script, play_scripted
 from jaxplan.train.scribe import Desk, Scribe, make_speech
 
 _SAID_AT_ONCE = 128  # plans put into words in one call
@@ -145,7 +145,12 @@ class ExpertTeacher:
             steps=desk.config.steps,
             describers=desk.describers,
             noise=desk.config.action_noise,
+            script=self.script(first),
         )
+
+    def script(self, first: int) -> Script | None:
+        """What was played before the expert, from number ``first`` on: nothing."""
+        del first
 
     def write_down(
         self, first: int, played: Any, wanted: int

@@ -16,6 +16,8 @@ from jaxplan.text.tokenizer import Tokenizer
 from jaxplan.train.packing import Packer, TurnTokens
 from jaxplan.train.sft import Segments
 
+_STEP = 32  # of the number of targets a segment has room for
+
 
 @dataclasses.dataclass(frozen=True)
 class SegmentData:
@@ -23,7 +25,7 @@ class SegmentData:
 
     Attributes:
         fields: an array [segments, tokens] for each field of ``Segments``.
-        max_targets: the most tokens with a loss in any segment.
+        max_targets: at least as many as there are tokens with a loss in any segment.
     """
 
     fields: dict[str, np.ndarray]
@@ -36,6 +38,14 @@ class SegmentData:
 
     def __len__(self) -> int:
         return self.fields["token"].shape[0]
+
+    def __add__(self, other: "SegmentData") -> "SegmentData":
+        """The segments of both."""
+        fields = {
+            name: np.concatenate([field, other.fields[name]])
+            for name, field in self.fields.items()
+        }
+        return SegmentData(fields, max(self.max_targets, other.max_targets))
 
     def batch(self, indices: np.ndarray) -> Segments:
         """The segments of these indices, on the device."""
@@ -125,11 +135,12 @@ def _episodes(
         _slices(table, name)
         for name in ("observation_tokens", "plan_tokens", "action_tokens")
     ]
-    learn = table["learn"].to_numpy()
+    learn, advice = table["learn"].to_numpy(), table["advice"].to_pylist()
+    advised = {text: tokenizer.encode(text) for text in set(advice)}
     episode = table["episode"].to_numpy()
     episodes: dict[int, list[TurnTokens]] = {}
-    for number, learnt, seen, planned, acted in zip(
-        episode.tolist(), learn.tolist(), *columns, strict=True
+    for number, learnt, better, seen, planned, acted in zip(
+        episode.tolist(), learn.tolist(), advice, *columns, strict=True
     ):
         # Texts of other tokenizers may be longer than the agent will ever see or say.
         text = [*opening, *planned[: plan.budget], *closing] if planned else []
@@ -138,6 +149,7 @@ def _episodes(
             generated=[*text, *acted],
             plan_length=len(text),
             learn_action=learnt,
+            advice=advised[better],
         )
         episodes.setdefault(number, []).append(turn)
     return list(episodes.values())
@@ -162,6 +174,6 @@ def _pack(
     for turns in episodes:
         packer.add(turns)
     fields = packer.finish()
-    return SegmentData(
-        fields=fields, max_targets=int(fields["learn"].sum(axis=1).max(initial=1))
-    )
+    most = int(fields["learn"].sum(axis=1).max(initial=1))
+    # In steps, so that more data seldom means another program.
+    return SegmentData(fields=fields, max_targets=-(-most // _STEP) * _STEP)

@@ -145,6 +145,7 @@ def train_sft(
     train: SegmentData,
     held_out: SegmentData,
     probe: Callable[[LlamaParams], dict[str, float]] | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Teach an agent to imitate; the final checkpoint is the primed policy.
 
@@ -154,6 +155,7 @@ def train_sft(
         held_out: segments to validate on.
         probe: lets the student play and tells how it did, every ``sft.panel_every``
             updates.
+        until: how many of all updates to have made in the end; by default all.
 
     Returns:
         Results of the stage: updates, and the last validation.
@@ -170,6 +172,7 @@ def train_sft(
             f"{len(train)} segments; collect more episodes or take smaller batches"
         )
     total = sft.updates or sft.epochs * per_epoch
+    until = total if until is None else until
     optimizer = make_optimizer(sft.optimizer, total)
 
     def start() -> AgentParams:
@@ -191,7 +194,7 @@ def train_sft(
         Progress("sft", total, done=first) as progress,
     ):
         writer.resume_from(first)
-        for number in range(first, total):
+        for number in range(first, until):
             began = time.monotonic()
             batch = train.batch(
                 batch_indices(len(train), sft.batch_segments, number, config.seed)
@@ -210,7 +213,7 @@ def train_sft(
             _raise_if_lost(learner, row, "sft")
             row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
             done = number + 1
-            if done % sft.validate_every == 0 or done == total:
+            if done % sft.validate_every == 0 or done == until:
                 validation = _validate(setting, learner.params, measured, held_out)
                 row |= validation
             if probe is not None and done % sft.panel_every == 0:
@@ -222,8 +225,8 @@ def train_sft(
                 accuracy=row["sft/accuracy_decide"],
                 tokens_per_second=row["sft/tokens_per_second"],
             )
-            stopping = setting.stop.requested and done < total
-            if done % sft.checkpoint_every == 0 or done == total or stopping:
+            stopping = setting.stop.requested and done < until
+            if done % sft.checkpoint_every == 0 or done == until or stopping:
                 save_checkpoint(setting.checkpoints("sft"), done, learner, row)
             if stopping:
                 raise Stopped

@@ -16,8 +16,11 @@ from jaxplan.models.visibility import NO_PLAN, PROMPT_EPISODE
 from jaxplan.plan import grammar as plan_grammar
 from jaxplan.plan.grammar import Grammar
 
-_FIELDS = ("token", "role", "learn", "turn", "episode", "plan", "active_plan")
+_FIELDS = (
+    "token", "role", "learn", "turn", "episode", "plan", "active_plan", "target"
+)  # fmt: skip
 _PADDING = {"plan": NO_PLAN}
+_NOTHING = -1  # no token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +31,15 @@ class TurnTokens:
         observation: what was seen.
         generated: what the agent says: plan with its tags, or none, and the action.
         plan_length: how many of ``generated`` are plan and tags; 0 without a plan.
-        learn_action: False where the action is noise and must not be imitated.
+        learn_action: False where there is no action to imitate.
+        advice: the action to imitate, where it is another than the one done.
     """
 
     observation: Sequence[int]
     generated: Sequence[int]
     plan_length: int
     learn_action: bool
+    advice: Sequence[int] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -76,6 +81,16 @@ class _Piece:
         return len(self.columns[0])
 
 
+def _targets(turn: TurnTokens) -> list[int]:
+    """What is to be said instead of each generated token; -1 where nothing is left."""
+    plan, action = (
+        turn.generated[: turn.plan_length],
+        turn.generated[turn.plan_length :],
+    )
+    wanted = [*plan, *(turn.advice or action)]
+    return [*wanted, *[_NOTHING] * len(action)]
+
+
 class Packer:
     """Packs trajectories into segments; call ``add`` for each, then ``finish``."""
 
@@ -105,7 +120,8 @@ class Packer:
         self._size = segment_tokens
         self._prompt = _Piece()
         for token in prompt:
-            self._prompt.add(token, Role.PROMPT, 0, 0, PROMPT_EPISODE, NO_PLAN, 0)
+            meta = (0, PROMPT_EPISODE, NO_PLAN, 0)
+            self._prompt.add(token, Role.PROMPT, 0, *meta, token)
         self._segments: list[np.ndarray] = []
         self._current = _Piece()
         self._current.extend(self._prompt)
@@ -152,16 +168,22 @@ class Packer:
         facts = (self._turn, self._episode)
         for token in turn.observation:
             learn = self._learn_observations
-            said.add(token, Role.OBSERVATION, learn, *facts, NO_PLAN, before)
-        state = plan_grammar.DECIDE
-        for place, token in enumerate(turn.generated):
+            meta = (*facts, NO_PLAN, before)
+            said.add(token, Role.OBSERVATION, learn, *meta, token)
+        state, taught = plan_grammar.DECIDE, turn.learn_action
+        for place, (token, target) in enumerate(zip(turn.generated, _targets(turn))):  # noqa: B905 (the hot loop)
             in_plan = place < turn.plan_length
             closed = place >= turn.plan_length - 1
-            learn = self._choice[state] and (in_plan or turn.learn_action)
-            plan = self._plan if in_plan else NO_PLAN
-            active = self._plan if closed else before
-            said.add(token, self._role[state], int(learn), *facts, plan, active)
+            learn = self._choice[state] and (in_plan or taught)
+            meta = (
+                *facts,
+                self._plan if in_plan else NO_PLAN,
+                self._plan if closed else before,
+            )
+            said.add(token, self._role[state], int(learn), *meta, target)
             state = self._next_state[state][token]
+            # Behind the first token that was said otherwise the advice goes on alone.
+            taught = taught and token == target
         if self._action[state] < 0:
             raise ValueError(f"turn {list(turn.generated)} is not in the plan grammar")
         return said

@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxplan.config.schema import CollectConfig
 from jaxplan.envs.base import TextEnv
 from jaxplan.rollout.schedule import make_worlds
-from jaxplan.rollout.scripted import Reciter, play_scripted
+from jaxplan.rollout.scripted import RandomPlayer, Script, play_scripted
 from jaxplan.text.phrases import Ragged, make_phrase_table, ragged, spell
 from jaxplan.text.tokenizer import Tokenizer
 
@@ -145,6 +145,7 @@ class Scribe:
             style: how its plans are worded.
         """
         actions, names = played.action[step], self.desk.env.action_names
+        advised = played.advised[step]
         unlocked = np.cumsum(played.events.sum(axis=-1))
         ids = [self._action_ids[action] for action in actions]
         columns = {
@@ -152,7 +153,11 @@ class Scribe:
             "style": [style] * len(step),
             "action": [names[action] for action in actions],
             "action_id": actions.astype(np.int16),
-            "learn": ~played.noisy[step],
+            "advice": [
+                names[better] if better != action else ""
+                for better, action in zip(advised, actions, strict=True)
+            ],
+            "learn": np.ones(len(step), bool),
             "asleep": played.passive[step],
             "reward": np.add.reduceat(played.reward, step).astype(np.float32),
             "achievements": np.append(unlocked[step[1:] - 1], unlocked[-1]).astype(
@@ -221,15 +226,18 @@ class Scribe:
         for row, turns in zip(actions, recordings, strict=False):
             row[: len(turns)] = [turn.action for turn in turns]
         seeds = jnp.asarray(desk.world_seeds(first))
+        script = Script(
+            actions=jnp.asarray(actions), turns=jnp.full(len(actions), steps)
+        )
         played = jax.device_get(
             play_scripted(
                 make_worlds(desk.env, seeds),
                 seeds,
                 env=desk.env,
-                player=Reciter(env=desk.env, num_turns=steps),
+                player=RandomPlayer(num_actions=len(desk.env.action_names)),
                 steps=steps,
                 describers=desk.describers,
-                memories=(jnp.asarray(actions), jnp.zeros(len(actions), jnp.int32)),
+                script=script,
             )
         )
         columns = []
@@ -237,14 +245,14 @@ class Scribe:
             own: Any = jax.tree.map(lambda array, i=lane: array[:, i], played)
             step = self.steps(first + lane, own)
             # Asleep the next turn is not there yet, or never comes.
-            number = np.minimum(own.intent.goal[step], len(turns) - 1)
+            number = np.minimum(own.turn[step], len(turns) - 1)
             of_step, awake = [turns[turn] for turn in number], ~own.passive[step]
             said = [t.plan * bool(w) for t, w in zip(of_step, awake, strict=True)]
             columns.append(
                 self.columns(own, step, style)
                 | self.written_plans(said)
                 | {"learn": np.array([turn.learn for turn in of_step], bool)}
-                | {"goal": [""] * len(step)}
+                | {"goal": [""] * len(step), "advice": [""] * len(step)}
             )
         return columns
 

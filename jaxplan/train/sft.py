@@ -38,7 +38,7 @@ _ROLES = {
 
 @chex.dataclass(frozen=True)
 class Segments:
-    """Packed segments, see ``jaxplan.train.packing``."""
+    """Packed segments, see ``jaxplan.train.packing``; ``target`` is what to imitate."""
 
     token: Int[Array, "B S"]
     role: Int[Array, "B S"]
@@ -47,6 +47,7 @@ class Segments:
     episode: Int[Array, "B S"]
     plan: Int[Array, "B S"]
     active_plan: Int[Array, "B S"]
+    target: Int[Array, "B S"]
 
 
 @chex.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def imitate(
         active_plan=segments.active_plan,
     )
     places, mask = select(segments.learn > 0, max_targets)
-    target = jnp.take_along_axis(segments.token, places, axis=1)
+    target = jnp.take_along_axis(segments.target, places, axis=1)
     llamas = [params.llama] if reference is None else [params.llama, reference]
     at = [
         hidden_before(forward(llama, segments.token, meta, model, history), places)

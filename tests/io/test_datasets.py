@@ -39,6 +39,7 @@ def episode(turns, plans=()):
         "action": ["noop"] * turns,
         "action_id": np.full(turns, 3),
         "learn": [i != 1 for i in range(turns)],
+        "advice": [""] * turns,
         "asleep": [i == 2 for i in range(turns)],
         "reward": np.linspace(0, 1, turns),
         "achievements": np.arange(turns),
@@ -80,6 +81,7 @@ def test_turns_come_back_as_they_were_added(tmp_path):
         "action": "noop",
         "action_id": 3,
         "learn": True,
+        "advice": "",
         "asleep": True,
         "reward": 1.0,
         "achievements": 2,
@@ -192,6 +194,6 @@ def test_every_shard_says_what_it_is(tmp_path):
     write(tmp_path, [1])
     metadata = pq.read_schema(tmp_path / "turns-00000.parquet").metadata
     assert {k.decode(): v.decode() for k, v in metadata.items()} == {
-        "format": "2",
+        "format": "3",
         **ABOUT,
     }

@@ -1,5 +1,7 @@
 """Scripted players meet the same worlds as the agent, and nothing after their end."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,14 @@ import pytest
 
 from jaxplan.envs.base import Expert
 from jaxplan.rollout.schedule import make_worlds
-from jaxplan.rollout.scripted import RandomPlayer, play_scripted
+from jaxplan.rollout.scripted import RandomPlayer, Script, play_scripted
 from tests.fakes import Shore
 
 SEEDS = jnp.arange(40, 48, dtype=jnp.int32)
 STEPS = 12
 
 
-def played(noise):
+def played(noise, script=None):
     env = Shore()
     return jax.device_get(
         play_scripted(
@@ -25,6 +27,7 @@ def played(noise):
             steps=STEPS,
             describers=(env,),
             noise=noise,
+            script=script,
         )
     )
 
@@ -75,5 +78,35 @@ def test_worlds_are_played_as_python_would_play_them(trajectories, setting):
 
 
 def test_noise_is_a_share_of_the_steps(trajectories):
-    assert 0.3 < trajectories.noisy.mean() < 0.7
-    assert not played(noise=0.0).noisy.any()
+    other = trajectories.action != trajectories.advised
+    assert 0.3 < other.mean() * 6 / 5 < 0.7  # one random action in six is the same
+    quiet = played(noise=0.0)
+    np.testing.assert_array_equal(quiet.action, quiet.advised)
+
+
+def test_a_script_is_played_first_and_the_player_looks_on(trajectories, setting):
+    taken_over = jnp.array([0, 1, 2, 3, 0, 1, 2, 3], jnp.int32)
+    actions = np.zeros((len(SEEDS), STEPS), np.int32)
+    awake = trajectories.alive & ~trajectories.passive
+    for lane in range(len(SEEDS)):
+        own = trajectories.action[awake[:, lane], lane]
+        actions[lane, : len(own)] = own
+    script = Script(actions=jnp.asarray(actions), turns=taken_over)
+    relay = played(noise=0.0, script=script)
+    quiet = played(noise=0.0)
+    for lane, turns in enumerate(taken_over.tolist()):
+        before = relay.turn[:, lane] < turns
+        np.testing.assert_array_equal(
+            relay.action[before & ~relay.passive[:, lane], lane], actions[lane, :turns]
+        )
+        np.testing.assert_array_equal(
+            relay.action[~before, lane], relay.advised[~before, lane]
+        )
+    # This player draws its actions from keys alone: it advises what it would have done.
+    np.testing.assert_array_equal(relay.advised, quiet.advised)
+    whole = dataclasses.replace(script, turns=jnp.full(len(SEEDS), STEPS))
+    again = played(noise=0.0, script=whole)
+    for name in ("alive", "reward", "terminated"):
+        np.testing.assert_array_equal(
+            getattr(again, name), getattr(trajectories, name), err_msg=name
+        )

@@ -22,7 +22,8 @@ model.layers=2 model.width=32 model.heads=2 model.kv_heads=1 model.head_dim=16
 model.ffn_width=64
 rollout.num_lanes=8 rollout.rounds=6 rollout.segment_tokens=384
 collect.episodes=16 collect.lanes=16 collect.steps=60
-sft.batch_segments=4 sft.validate_every=4
+sft.batch_segments=4 sft.validate_every=4 sft.updates=8
+sft.relay.episodes=8 sft.relay.after_updates=3 sft.relay.turns=20
 ppo.iterations=3 ppo.value_warmup_iterations=1 ppo.checkpoint_every=2
 evaluate.episodes=8 evaluate.max_steps=40 evaluate.modes=[dynamic,never]
 """.split()  # noqa: SIM905 (as on the command line)

@@ -30,6 +30,7 @@ def turns(setting):
                     "action": "Noop",
                     "action_id": 0,
                     "learn": turn == 0,
+                    "advice": "",
                     "reward": 0.0,
                     "achievements": 0,
                     "observation_tokens": [500 + episode],
@@ -139,7 +140,7 @@ def test_observations_are_learnt_if_they_have_a_weight(setting, turns):
     assert not train.fields["learn"][carried].any()
     without, _ = load(setting, turns, 0.25)
     assert not without.fields["learn"][seen].any()
-    assert train.max_targets > without.max_targets
+    assert train.fields["learn"].sum() > without.fields["learn"].sum()
 
 
 def test_the_share_of_padding_is_what_no_episode_owns(setting, turns):
@@ -151,7 +152,7 @@ def test_the_share_of_padding_is_what_no_episode_owns(setting, turns):
 def test_the_most_targets_of_a_segment_are_counted(setting, turns):
     for data in load(setting, turns, 0.25):
         most = max(int(learn.sum()) for learn in data.fields["learn"])
-        assert data.max_targets == most
+        assert most <= data.max_targets < most + 32
 
 
 def test_a_batch_holds_the_segments_of_its_indices(setting, turns):

@@ -113,8 +113,10 @@ def segments() -> Segments:
         return jnp.asarray(rng.integers(low, high, shape), jnp.int32)
 
     turn = jnp.asarray(np.sort(rng.integers(0, 6, shape), axis=1), jnp.int32)
+    token = integers(0, 1000)
     return Segments(
-        token=integers(0, 1000),
+        token=token,
+        target=token,
         role=integers(4, 7),
         learn=(integers(0, 4) == 0).astype(jnp.int32),
         turn=turn,

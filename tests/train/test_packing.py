@@ -21,7 +21,7 @@ def words(setting):
     """How to say a turn: plan tokens (none: no plan), and an action's name."""
     encode = setting.tokenizer.encode
 
-    def turn(observation, plan, action, learn=True):
+    def turn(observation, plan, action, learn=True, advice=""):
         text = (
             [*encode(setting.plan.open), *plan, *encode(setting.plan.close)]
             if plan
@@ -32,6 +32,7 @@ def words(setting):
             generated=[*text, *encode(action)],
             plan_length=len(text),
             learn_action=learn,
+            advice=encode(advice),
         )
 
     return turn
@@ -180,6 +181,39 @@ def test_an_action_that_is_not_to_be_learnt_has_no_loss_but_its_plan_does(
     assert learnt.count(Role.DECIDE) == 1
     silent = pack_all(setting, [[words([300], [], "Noop", learn=False)]])
     assert silent["learn"].sum() == 0
+
+
+def test_advice_is_learnt_in_place_of_what_was_done(setting, words):
+    encode = setting.tokenizer.encode
+    done, better = encode("Dig Pit"), encode("Dig Well")
+    shared = next(i for i in range(9) if done[i] != better[i])
+    assert shared >= 1, "the two begin alike"
+
+    def learnt(action, advice, plan=()):
+        turn = words([300], list(plan), action, advice=advice)
+        fields = pack_all(setting, [[turn]])
+        places = fields["learn"] > 0
+        assert fields["token"][fields["role"] > Role.OBSERVATION].tolist()[
+            -len(encode(action)) :
+        ] == encode(action), "what was done stays in sight"
+        return fields["target"][places].tolist()
+
+    assert learnt("Noop", "Dig Well") == encode("Dig Well")[:1]
+    assert learnt("Dig Pit", "Noop") == encode("Noop")[:1]
+    choices = learnt("Dig Pit", "")
+    assert choices[-1] == done[shared]
+    assert learnt("Dig Pit", "Dig Well") == [*choices[:-1], better[shared]]
+    plan = np.flatnonzero(setting.language.grammar.legal[3])[:2].tolist()
+    with_plan = learnt("Noop", "Dig Well", plan)
+    assert with_plan[1:3] == plan
+    assert with_plan[-1] == better[0]
+
+
+def test_without_advice_the_targets_are_the_tokens(setting, words):
+    plan = np.flatnonzero(setting.language.grammar.legal[3])[:2].tolist()
+    turns = [words([300, 301], plan, "Dig Well"), words([302], [], "Noop")]
+    fields = pack_all(setting, [turns])
+    np.testing.assert_array_equal(fields["target"], fields["token"])
 
 
 def test_a_turn_that_does_not_fit_is_refused(setting, words):
