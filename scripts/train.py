@@ -290,16 +290,26 @@ class Run:
 
         return train_ppo(self.setting, self.primed())
 
-    def from_weights(self) -> bool:
-        """Whether there is no SFT between the weights the config names and PPO."""
-        has_sft = "sft" in self.config.stages or self.run.is_done("sft")
-        return self.config.model.weights is not None and not has_sft
+    def unprimed(self) -> str:
+        """Where PPO starts from without SFT: chance or weights; else nothing."""
+        config = self.config
+        if config.ppo.start == "chance":
+            return "chance"
+        has_sft = "sft" in config.stages or self.run.is_done("sft")
+        if config.model.weights is None or has_sft or config.ppo.start != "sft":
+            return ""
+        return "weights"
 
     def primed(self):
-        """What PPO starts from: the agent SFT left, or the weights."""
+        """What PPO starts from: the agent SFT left, here or elsewhere, or none."""
         from jaxplan.train.loop import load_policy
 
-        return self.start() if self.from_weights() else load_policy(self.setting, "sft")
+        if self.unprimed():
+            return self.start()
+        other, setting = self.config.ppo.start, self.setting
+        if other != "sft":
+            setting = dataclasses.replace(setting, run_dir=Path(other))
+        return load_policy(setting, "sft")
 
     def start(self):
         """The agent a run starts with: from the weights it names, or from chance."""
@@ -317,12 +327,12 @@ class Run:
         from jaxplan.train.loop import load_policy
 
         config, setting = self.config, self.setting
-        trained, start = config.stages, "weights" if self.from_weights() else "sft"
+        trained, start = config.stages, self.unprimed() or "sft"
         if config.evaluate.run:
             setting = dataclasses.replace(setting, run_dir=Path(config.evaluate.run))
             trained, start = ("sft", "ppo"), "sft"
         policies = {}
-        if start == "weights":
+        if start != "sft":
             policies[start] = lambda: self.start().llama
         elif start in trained:
             policies[start] = lambda: load_policy(setting, "sft").llama

@@ -269,6 +269,8 @@ class RoleCoefficients:
 class PpoConfig:
     """PPO on turns with a priced plan; symbols as in the PPO formulation."""
 
+    start: str = "sft"  # of this run, or chance, or the directory of a run with an SFT
+    mode: PlanMode = "dynamic"  # of the turns it learns from
     iterations: PositiveInt = 40
     num_epochs: PositiveInt = 1
     num_minibatches: PositiveInt = 2
@@ -313,6 +315,14 @@ class EvaluateConfig:
 
 
 @section
+class SweepConfig:
+    """What scripts/sweep.py varies: every value with every other, for every seed."""
+
+    axes: tuple[tuple[str, tuple[float | str, ...]], ...] = ()  # keys, and their values
+    seeds: PositiveInt = 3  # 0, 1, ...
+
+
+@section
 class MeshConfig:
     """How devices share a run: lanes over data and fsdp, weights over fsdp and model.
 
@@ -345,6 +355,7 @@ class RunConfig:
     ppo: PpoConfig = Field(default_factory=PpoConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
+    sweep: SweepConfig = Field(default_factory=SweepConfig)
 
     def __post_init__(self) -> None:
         lanes, parts = self.rollout.num_lanes, self.ppo.num_minibatches

@@ -39,7 +39,7 @@ from jaxplan.io.progress import Progress
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.io.weights import load_agent
 from jaxplan.models.params import AgentParams, LlamaParams, agent_specs
-from jaxplan.plan.grammar import DYNAMIC
+from jaxplan.plan.grammar import DYNAMIC, parse_mode
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
 from jaxplan.rollout.schedule import make_worlds, training_schedule
 from jaxplan.rollout.segment import Segment
@@ -428,7 +428,8 @@ def play(
     """One training segment of every lane, on worlds drawn for iteration ``number``."""
     config = setting.config
     key = jax.random.fold_in(jax.random.key(config.seed), number)
-    schedule = training_schedule(state["pool"], key, DYNAMIC, config.rollout.num_lanes)
+    mode, lanes = parse_mode(config.ppo.mode), config.rollout.num_lanes
+    schedule = training_schedule(state["pool"], key, mode, lanes)
     return run_segment(
         params,
         state["carry"],

@@ -1,0 +1,204 @@
+"""The table and the figure of a sweep: what planning earns at each price.
+
+All points play the same worlds, so a world's number is averaged over the seeds of
+training first, and intervals are over worlds; how much the seeds differ stands beside.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxplan.config.schema import SweepConfig
+from jaxplan.eval.stats import bootstrap
+from jaxplan.io.metrics import read_metrics
+
+_NEVER, _ALWAYS = 0.01, 0.99  # plan rates beyond which an agent has stopped choosing
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One combination of values.
+
+    Attributes:
+        values: by key.
+    """
+
+    values: Mapping[str, float | str]
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other points, fit for a folder's name."""
+        last = {key.rpartition(".")[2]: value for key, value in self.values.items()}
+        return "-".join(f"{key}={show_value(value)}" for key, value in last.items())
+
+    @property
+    def overrides(self) -> list[str]:
+        """As on the command line."""
+        return [f"{key}={show_value(value)}" for key, value in self.values.items()]
+
+
+def show_value(value: float | str) -> str:
+    """A value as people write it."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def points(sweep: SweepConfig) -> Iterator[Point]:
+    """Every value of every axis with every other."""
+    keys = [key for key, _ in sweep.axes]
+    for values in itertools.product(*(values for _, values in sweep.axes)):
+        yield Point(dict(zip(keys, values, strict=True)))
+
+
+def summarise_point(
+    point: Point, runs: Sequence[Path], arm: str, mode: str, confidence: float
+) -> dict[str, Any]:
+    """One row of the table.
+
+    Args:
+        point: what was set.
+        runs: directories of its finished runs, one a seed.
+        arm: who played.
+        mode: in which plan mode.
+        confidence: of the intervals.
+
+    Returns:
+        The values; intervals of ``return``, ``events`` and ``plan_tokens_per_step``;
+        the mean return of each seed; and ``collapse``, by seed: None, or at which end
+        the plan rate was and from which iteration on.
+
+    Raises:
+        ValueError: the runs did not play the same worlds.
+    """
+    played = [_episodes(run, arm, mode) for run in runs]
+    if any(own["seed"] != played[0]["seed"] for own in played):
+        raise ValueError(f"sweep: the seeds of {point.name} played different worlds")
+    returns = np.array([own["return"] for own in played], float)
+    events = np.array([[len(row) for row in own["unlocked"]] for own in played], float)
+    steps = np.array([own["steps"] for own in played], float)
+    tokens = np.array([own["plan_tokens"] for own in played], float)
+    columns = {
+        "return": returns,
+        "events": events,
+        "plan_tokens_per_step": tokens / np.maximum(steps, 1),
+    }
+    return {
+        "values": dict(point.values),
+        "seeds": len(runs),
+        "worlds": returns.shape[1],
+        **{
+            name: bootstrap(column.mean(axis=0), confidence).to_json()
+            for name, column in columns.items()
+        },
+        "return_by_seed": returns.mean(axis=1).tolist(),
+        "collapse": [collapse(_plan_rates(run)) for run in runs],
+    }
+
+
+def collapse(plan_rates: Sequence[float]) -> dict[str, Any] | None:
+    """When an agent stopped choosing, and stayed so until the end of training.
+
+    Args:
+        plan_rates: share of turns with a plan, by iteration.
+    """
+    rates = np.asarray(plan_rates, float)
+    for end, beyond in (("never", rates < _NEVER), ("always", rates > _ALWAYS)):
+        if beyond.size and beyond[-1]:
+            others = np.flatnonzero(~beyond)
+            return {"to": end, "iteration": int(others[-1]) + 1 if others.size else 0}
+    return None
+
+
+def _episodes(run: Path, arm: str, mode: str) -> dict[str, Any]:
+    text = (run / "stages" / f"evaluate-{arm}.json").read_text(encoding="utf-8")
+    return json.loads(text)["episodes"][mode]
+
+
+def _plan_rates(run: Path) -> list[float]:
+    name = "rollout/plan_rate"
+    return [r[name] for r in read_metrics(run) if r["stage"] == "ppo" and name in r]
+
+
+def write_sweep(rows: Sequence[dict[str, Any]], folder: Path) -> str:
+    """Write ``result.json``, ``table.md`` and ``pareto.png``.
+
+    Args:
+        rows: of ``summarise_point``.
+        folder: made if missing.
+
+    Returns:
+        The table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = _table(rows)
+    (folder / "result.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (folder / "table.md").write_text(table)
+    _draw(rows, folder / "pareto.png")
+    return table
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    keys = list(rows[0]["values"])
+    head = [*keys, "return", "by seed", "events", "plan tokens a step", "collapse"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        by_seed = " ".join(f"{value:.2f}" for value in row["return_by_seed"])
+        lines.append(
+            [
+                *(show_value(row["values"][key]) for key in keys),
+                _show(row["return"]),
+                by_seed,
+                _show(row["events"]),
+                _show(row["plan_tokens_per_step"]),
+                ", ".join(map(_show_collapse, row["collapse"])),
+            ]
+        )  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _show(interval: Mapping[str, float | None]) -> str:
+    mean, low, high = (interval[name] for name in ("mean", "low", "high"))
+    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{mean:.2f}{spread}"
+
+
+def _show_collapse(found: Mapping[str, Any] | None) -> str:
+    return "no" if found is None else f"{found['to']} from {found['iteration']}"
+
+
+def _reach(interval: Mapping[str, float | None]) -> list[list[float]]:
+    """How far an interval reaches down and up from its mean, as matplotlib wants it."""
+    mean, low, high = (interval[name] for name in ("mean", "low", "high"))
+    if mean is None or low is None or high is None:
+        return [[0.0], [0.0]]
+    return [[mean - low], [high - mean]]
+
+
+def _draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Return against plan tokens, one mark a point, with both intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        x, y = row["plan_tokens_per_step"], row["return"]
+        axes.errorbar(
+            x["mean"],
+            y["mean"],
+            xerr=_reach(x),
+            yerr=_reach(y),
+            fmt="o",
+            capsize=3,
+        )
+        label = ", ".join(map(show_value, row["values"].values()))
+        axes.annotate(
+            label, (x["mean"], y["mean"]), textcoords="offset points", xytext=(6, 6)
+        )
+    axes.set_xlabel("plan tokens a step")
+    axes.set_ylabel("return, without plan cost")
+    axes.set_title(", ".join(rows[0]["values"]))
+    figure.savefig(file, dpi=150)

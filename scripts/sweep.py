@@ -1,0 +1,143 @@
+"""Run a sweep: one dataset, one primed agent a seed, one PPO run a point and seed.
+
+    python scripts/sweep.py --config configs/sweeps/plan_cost.yaml
+    python scripts/sweep.py --config configs/sweeps/plan_cost.yaml --list
+    python scripts/sweep.py --config configs/sweeps/plan_cost.yaml --index 3
+
+Every run is one of scripts/train.py, in ``run_root/<name>-...``; the same command again
+goes on where it was. ``--list`` prints one line a job and ``--index`` runs one of them,
+for a job array; what several jobs need is made once, by ``--index shared``. The table
+and the figure are in ``run_root/<name>``.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxplan.config.reader import ConfigError, load_config
+from jaxplan.config.schema import RunConfig
+
+TRAIN = Path(__file__).with_name("train.py")
+Job = tuple[str, list[str]]  # name of a run, and its overrides
+
+
+def main() -> int:
+    """Run what has not been run, then write the table."""
+    args = _parse()
+    try:
+        config = load_config(args.config, args.overrides)
+        shared, jobs = plan_jobs(config)
+        _check(args.config, args.overrides, jobs)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.list:
+        for number, (name, overrides) in enumerate(jobs):
+            print(number, name, shlex.join(overrides))
+        return 0
+    chosen = {None: shared + jobs, "shared": shared}.get(args.index)
+    if chosen is None:
+        number = int(args.index)
+        if not 0 <= number < len(jobs):
+            print(f"--index {number}: there are 0 to {len(jobs) - 1}", file=sys.stderr)
+            return 2
+        chosen = [jobs[number]]
+    for name, overrides in chosen:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, str(TRAIN), "--config", args.config, *args.overrides]
+        done = subprocess.run([*command, f"name={name}", *overrides], check=False)
+        if done.returncode:
+            return done.returncode
+    if args.index is None:
+        _write(config)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--list", action="store_true", help="print the jobs")
+    parser.add_argument("--index", help="run one job, or 'shared'")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser.parse_intermixed_args()
+
+
+def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
+    """The runs all points share, in order, and then one for each point and seed.
+
+    Raises:
+        ConfigError: the config varies nothing.
+    """
+    from jaxplan.eval.sweep import points
+
+    if not config.sweep.axes:
+        raise ConfigError(["sweep.axes: empty; name a key and its values"])
+    root, name = Path(config.run_root), config.name
+    data = root / f"{name}-data" / "dataset"
+    collected = (f"{name}-data", [_stages("collect")])
+    shared: list[Job] = [] if untaught(config) else [collected]
+    jobs: list[Job] = []
+    for seed in range(config.sweep.seeds):
+        start, own_seed = config.ppo.start, f"seed={seed}"
+        if not untaught(config):
+            primed = f"{name}-primed-{seed}"
+            learn = [f"sft.dataset={data}", _stages("sft"), own_seed]
+            shared.append((primed, learn))
+            start = str(root / primed)
+        for point in points(config.sweep):
+            own = [
+                *point.overrides,
+                own_seed,
+                f"ppo.start={start}",
+                _stages("ppo,evaluate,report"),
+                f"evaluate.arms=[{arm_of(config)}]",
+                f"evaluate.modes=[{mode_of(config, point)}]",
+            ]
+            jobs.append((f"{name}-{point.name}-{seed}", own))
+    return shared, jobs
+
+
+def _stages(names: str) -> str:
+    return f"stages=[{names}]"
+
+
+def untaught(config: RunConfig) -> bool:
+    """Whether PPO starts from chance."""
+    return config.ppo.start == "chance"
+
+
+def arm_of(config: RunConfig) -> str:
+    """What the report calls the agent after PPO."""
+    return "chance+rl" if untaught(config) else "sft+rl"
+
+
+def mode_of(config: RunConfig, point) -> str:
+    """The plan mode an agent is measured in: that it was trained in."""
+    return str(point.values.get("ppo.mode", config.ppo.mode))
+
+
+def _check(file: str, overrides: list[str], jobs: list[Job]) -> None:
+    """Refuse a point that is no config before anything runs."""
+    for _, own in jobs:
+        load_config(file, [*overrides, *own])
+
+
+def _write(config: RunConfig) -> None:
+    from jaxplan.eval.sweep import points, summarise_point, write_sweep
+
+    root, rows = Path(config.run_root), []
+    for point in points(config.sweep):
+        seeds = range(config.sweep.seeds)
+        runs = [root / f"{config.name}-{point.name}-{seed}" for seed in seeds]
+        arm, mode = arm_of(config), mode_of(config, point)
+        confidence = config.evaluate.confidence
+        rows.append(summarise_point(point, runs, arm, mode, confidence))
+    print(write_sweep(rows, root / config.name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

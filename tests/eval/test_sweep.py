@@ -1,0 +1,98 @@
+"""The table of a sweep, from runs written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxplan.config.schema import SweepConfig
+from jaxplan.eval.sweep import collapse, points, summarise_point, write_sweep
+
+SWEEP = SweepConfig(
+    axes=(
+        ("ppo.plan_cost", (0, 0.05)),
+        ("ppo.mode", ("dynamic", "never")),
+    )
+)
+
+
+def write_run(folder, returns, plan_tokens, plan_rates, worlds=(7, 8)):
+    (folder / "stages").mkdir(parents=True)
+    episodes = {
+        "seed": list(worlds),
+        "unlocked": [[0], [0, 2]],
+        "return": returns,
+        "alive": [1, 0],
+        "steps": [10, 20],
+        "plan_tokens": plan_tokens,
+    }
+    marker = folder / "stages" / "evaluate-sft+rl.json"
+    marker.write_text(json.dumps({"episodes": {"dynamic": episodes}}))
+    lines = [
+        {"stage": "ppo", "step": n, "time": 0.0, "rollout/plan_rate": rate}
+        for n, rate in enumerate(plan_rates)
+    ]
+    metrics = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(metrics)
+    return folder
+
+
+def test_points_are_all_combinations():
+    names = [point.name for point in points(SWEEP)]
+    assert names == [
+        "plan_cost=0-mode=dynamic",
+        "plan_cost=0-mode=never",
+        "plan_cost=0.05-mode=dynamic",
+        "plan_cost=0.05-mode=never",
+    ]
+    last = list(points(SWEEP))[-1]
+    assert last.overrides == ["ppo.plan_cost=0.05", "ppo.mode=never"]
+
+
+def test_a_row_averages_seeds_before_worlds(tmp_path):
+    point = next(points(SWEEP))
+    runs = [
+        write_run(tmp_path / "0", [1.0, 3.0], [5, 20], [0.2, 0.1]),
+        write_run(tmp_path / "1", [2.0, 6.0], [0, 10], [0.2, 0.0, 0.001]),
+    ]
+    row = summarise_point(point, runs, "sft+rl", "dynamic", 0.95)
+    assert row["return"]["mean"] == pytest.approx(3.0)
+    assert row["return"]["low"] == pytest.approx(1.5)  # of the worlds 1.5 and 4.5
+    assert row["return"]["high"] == pytest.approx(4.5)
+    assert row["return_by_seed"] == [2.0, 4.0]
+    assert row["events"]["mean"] == 1.5
+    tokens = np.mean([[5 / 10, 20 / 20], [0, 10 / 20]])
+    assert row["plan_tokens_per_step"]["mean"] == pytest.approx(tokens)
+    assert row["collapse"] == [None, {"to": "never", "iteration": 1}]
+
+
+def test_seeds_that_played_other_worlds_are_refused(tmp_path):
+    runs = [
+        write_run(tmp_path / "0", [1.0, 3.0], [5, 20], []),
+        write_run(tmp_path / "1", [2.0, 6.0], [0, 10], [], worlds=(7, 9)),
+    ]
+    with pytest.raises(ValueError, match="played different worlds"):
+        summarise_point(next(points(SWEEP)), runs, "sft+rl", "dynamic", 0.95)
+
+
+def test_a_collapse_is_one_that_lasts():
+    assert collapse([0.5, 0.0, 0.3]) is None
+    assert collapse([0.5, 0.0, 0.005]) == {"to": "never", "iteration": 1}
+    assert collapse([1.0, 0.995]) == {"to": "always", "iteration": 0}
+    assert collapse([]) is None
+
+
+def test_table_and_figure_are_written(tmp_path):
+    run = write_run(tmp_path / "0", [1.0, 3.0], [5, 20], [0.0])
+    rows = [
+        summarise_point(point, [run], "sft+rl", "dynamic", 0.95)
+        for point in list(points(SWEEP))[::2]
+    ]
+    table = write_sweep(rows, tmp_path / "out")
+    lines = table.splitlines()
+    assert lines[0].startswith("| ppo.plan_cost | ppo.mode | return |")
+    assert lines[3].startswith("| 0.05 | dynamic | 2.00 [1.00, 3.00] | 2.00 |")
+    assert lines[3].endswith("| never from 0 |")
+    assert (tmp_path / "out" / "table.md").read_text() == table
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == rows
+    assert (tmp_path / "out" / "pareto.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,73 @@
+"""scripts/sweep.py on its smallest sizes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.scripts.test_train import ENVIRONMENT, REPOSITORY, TINY
+
+SWEEP = """
+name: tiny-sweep
+sweep:
+  axes:
+    - [ppo.plan_cost, [0, 0.5]]
+  seeds: 1
+"""
+
+
+def sweep(root, *arguments):
+    config = root / "sweep.yaml"
+    config.write_text(SWEEP)
+    script = str(REPOSITORY / "scripts" / "sweep.py")
+    command = [sys.executable, script, "--config", str(config), f"run_root={root}"]
+    return subprocess.run(
+        [*command, *TINY, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def test_the_jobs_are_listed(tmp_path):
+    listed = sweep(tmp_path, "--list")
+    assert listed.returncode == 0, listed.stderr
+    lines = listed.stdout.splitlines()
+    assert [line.split()[1] for line in lines] == [
+        "tiny-sweep-plan_cost=0-0",
+        "tiny-sweep-plan_cost=0.5-0",
+    ]
+    assert f"ppo.start={tmp_path / 'tiny-sweep-primed-0'}" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sweep.axes=[]"], "sweep.axes: empty"),
+        (["sweep.axes=[[ppo.plan_cots, [1]]]"], "'plan_cost'?"),
+        (["--index", "2"], "there are 0 to 1"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, sentence):
+    refused = sweep(tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert sentence in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not list(tmp_path.glob("tiny-sweep-*"))
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was(tmp_path):
+    first = sweep(tmp_path)
+    assert first.returncode == 0, first.stderr
+    rows = json.loads((tmp_path / "tiny-sweep" / "result.json").read_text())
+    assert [row["values"] for row in rows] == [
+        {"ppo.plan_cost": 0.0},
+        {"ppo.plan_cost": 0.5},
+    ]
+    again = sweep(tmp_path)
+    assert again.returncode == 0
+    assert again.stderr.count("done before") == 1 + 1 + 2 * 2
+    assert again.stdout == first.stdout
