@@ -268,7 +268,7 @@ class Run:
     def evaluate(self) -> dict:
         """Every arm on the panel, each finished arm kept."""
         from jaxplan.eval.stage import evaluate_arms
-        from jaxplan.train.loop import load_policy
+        from jaxplan.train.loop import load_player
 
         config, setting = self.config, self.setting
         trained, start = config.stages, "weights" if self.from_weights() else "sft"
@@ -279,9 +279,9 @@ class Run:
         if start == "weights":
             policies[start] = lambda: self.start().llama
         elif start in trained:
-            policies[start] = lambda: load_policy(setting, "sft").llama
+            policies[start] = lambda: load_player(setting, "sft")
         if "ppo" in trained:
-            policies[f"{start}+rl"] = lambda: load_policy(setting, "ppo").llama
+            policies[f"{start}+rl"] = lambda: load_player(setting, "ppo")
         return evaluate_arms(
             config, self.run, self.tokenizer, policies, self.setting.stop
         )

@@ -43,6 +43,7 @@ _MAY_CHANGE = {
     "sft.held_out": None,
     "sft.dataset": None,
     "sft.plans": None,
+    "sft.lora": None,
     "sft.validate_every": _FREE,
     "sft.checkpoint_every": _FREE,
     "sft.panel_every": _FREE,
@@ -50,6 +51,7 @@ _MAY_CHANGE = {
     "ppo": _UNFINISHED,
     "ppo.iterations": _REDO,
     "ppo.checkpoint_every": _FREE,
+    "ppo.critic": None,
     "evaluate": _REDO,
 }
 _ORDER = ("collect", "sft", "ppo", "evaluate", "report")
