@@ -2,7 +2,8 @@
 
     python scripts/convert.py import DIR        # read it as a run would; writes nothing
     python scripts/convert.py export OUT --run runs/quickstart [--stage sft]
-    python scripts/convert.py verify DIR        # against transformers; needs torch
+    python scripts/convert.py verify DIR        # against transformers; needs torch,
+                                                # and peft where there are adapters
 
 A run starts from a folder with ``model.weights=DIR``; nothing needs converting first.
 """
@@ -59,6 +60,7 @@ def _import(args: argparse.Namespace) -> int:
 
     from jaxplan.config.hugging_face import load_hf_shape
     from jaxplan.config.schema import ModelConfig
+    from jaxplan.models.adapter_files import load_adapters
     from jaxplan.models.convert import load_hf_llama
 
     shape = load_hf_shape(args.folder)
@@ -67,8 +69,9 @@ def _import(args: argparse.Namespace) -> int:
     params = jax.block_until_ready(
         load_hf_llama(args.folder, config, shape["vocab_size"])
     )
+    adapters = load_adapters(args.folder, config, None)
     seconds = time.monotonic() - began
-    leaves = jax.tree.leaves(params)
+    leaves = jax.tree.leaves((params, adapters))
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     held = sum(leaf.nbytes for leaf in leaves) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -248,12 +248,12 @@ class Run:
     def relay(self) -> Path:
         """Episodes that the student begins and the expert ends, as Parquet."""
         from jaxplan.envs.worlds import make_expert
-        from jaxplan.train.loop import load_policy
+        from jaxplan.train.loop import load_player
         from jaxplan.train.relay import RelayTeacher, Student
 
         config, folder = self.config, self.run.path / "relay"
         student = Student(
-            load=lambda: load_policy(self.setting, "sft").llama,
+            load=lambda: load_player(self.setting, "sft"),
             language=self.setting.language,
             turn_tokens=self.setting.turn_tokens,
         )
@@ -324,7 +324,7 @@ class Run:
     def evaluate(self) -> dict:
         """Every arm on the panel, each finished arm kept."""
         from jaxplan.eval.stage import evaluate_arms
-        from jaxplan.train.loop import load_policy
+        from jaxplan.train.loop import load_player
 
         config, setting = self.config, self.setting
         trained, start = config.stages, self.unprimed() or "sft"
@@ -335,9 +335,9 @@ class Run:
         if start != "sft":
             policies[start] = lambda: self.start().llama
         elif start in trained:
-            policies[start] = lambda: load_policy(setting, "sft").llama
+            policies[start] = lambda: load_player(setting, "sft")
         if "ppo" in trained:
-            policies[f"{start}+rl"] = lambda: load_policy(setting, "ppo").llama
+            policies[f"{start}+rl"] = lambda: load_player(setting, "ppo")
         return evaluate_arms(
             config, self.run, self.tokenizer, policies, self.setting.stop
         )

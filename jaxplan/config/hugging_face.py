@@ -1,11 +1,21 @@
-"""A Llama's shape in the words of Hugging Face: ``config.json``, read and written."""
+"""A Llama's shape in the words of Hugging Face: ``config.json``, read and written.
+
+And that of its adapters in the words of PEFT: ``adapter_config.json``.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxplan.config.schema import ModelConfig, RopeScalingConfig
+from jaxplan.config.schema import (
+    LoraConfig,
+    ModelConfig,
+    RopeScalingConfig,
+)
+
+ADAPTER = "adapter"  # folder of the adapters, in that of the Llama
+PEFT_CONFIG = "adapter_config.json"
 
 # What this Llama computes; an absent key means the same.
 _ONLY = {"model_type": "llama", "hidden_act": "silu", "quantization_config": None}
@@ -22,17 +32,54 @@ _ROPE_SCALING = (
     "high_freq_factor",
     "original_max_position_embeddings",
 )
+# What these adapters are, in the words of PEFT; an absent or empty key means the same.
+_ONLY_LORA = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layer_replication": None,
+    "exclude_modules": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+_TARGETS = {
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "attention_out": "o_proj",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+}
 
 
 def load_hf_shape(folder: Path | str) -> dict[str, Any]:
-    """Read the shape of the Llama in a folder; see ``read_hf_shape``.
+    """Read the shape of the Llama in a folder, and of the adapters in it, if any.
+
+    Returns:
+        As ``read_hf_shape``, and ``lora`` where there are adapters.
 
     Raises:
-        ValueError: there is no ``config.json``, or not that of a Llama.
+        ValueError: there is no ``config.json``, or not that of a Llama, or the adapters
+            are of another kind.
     """
-    file = Path(folder).expanduser() / "config.json"
+    path = Path(folder).expanduser()
+    shape = read_hf_shape(_load_json(path / "config.json"))
+    adapter = path / ADAPTER / PEFT_CONFIG
+    if adapter.exists():
+        shape["lora"] = read_peft_config(_load_json(adapter))
+    return shape
+
+
+def _load_json(file: Path) -> Any:
     try:
-        hf = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{file}: no such file; give a Hugging Face folder on this machine, "
@@ -40,7 +87,6 @@ def load_hf_shape(folder: Path | str) -> dict[str, Any]:
         ) from None
     except ValueError as error:  # neither UTF-8 nor JSON
         raise ValueError(f"{file}: not JSON: {error}") from error
-    return read_hf_shape(hf)
 
 
 def read_hf_shape(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +170,57 @@ def write_hf_config(
         longest = int(scaling.factor * scaling.original_max_position_embeddings)
         hf.setdefault("max_position_embeddings", longest)
     return {**hf, "rope_parameters": {"rope_theta": config.rope_theta, **rope}}
+
+
+def read_peft_config(peft: Mapping[str, Any]) -> LoraConfig:
+    """Translate an ``adapter_config.json``.
+
+    Raises:
+        ValueError: these are other adapters than those known here; all of it is listed.
+    """
+    problems = [
+        f"{name}={peft[name]!r}; only {value!r} is known"
+        for name, value in _ONLY_LORA.items()
+        if (peft.get(name) or value) != value
+    ]
+    given = peft.get("target_modules") or ()
+    named: Any = _TARGETS.values() if given == "all-linear" else given
+    known = list(_TARGETS.values())
+    if isinstance(named, str) or not named or set(named) - set(known):
+        problems.append(f"target_modules={given!r}; known are {', '.join(known)}")
+    problems += [
+        f"{name} is missing" for name in ("r", "lora_alpha") if not peft.get(name)
+    ]
+    if problems:
+        raise ValueError(f"{PEFT_CONFIG}: " + f"\n{PEFT_CONFIG}: ".join(problems))
+    targets: Any = tuple(ours for ours in _TARGETS if _TARGETS[ours] in named)
+    return LoraConfig(
+        rank=peft["r"],
+        alpha=peft["lora_alpha"],
+        rslora=peft.get("use_rslora") or False,
+        targets=targets,
+    )
+
+
+def write_peft_config(lora: LoraConfig, base: str) -> dict[str, Any]:
+    """Describe adapters in the words of ``adapter_config.json``.
+
+    Args:
+        lora: rank, scale and targets.
+        base: where the Llama is that they belong to.
+    """
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": lora.rslora,
+        "bias": "none",
+        "target_modules": [_TARGETS[name] for name in lora.targets],
+        "inference_mode": True,
+    }
 
 
 def _rope_kind(rope: Mapping[str, Any]) -> str:

@@ -84,7 +84,8 @@ def load_config(
     """Build the config of a run: the defaults, a file's differences, overrides.
 
     Where ``model.weights`` names a Hugging Face folder, the model has the shape of what
-    is there, and ``text.tokenizer``, unless given, is the one that is there.
+    is there, and ``text.tokenizer``, unless given, is the one that is there. So has a
+    critic of its own the shape of what ``ppo.critic.weights`` names.
 
     Args:
         path: a YAML file; its key ``base`` may name another file, relative to its own
@@ -101,13 +102,18 @@ def load_config(
         source.add_file(Path(path))
     for override in overrides:
         source.add_override(override)
-    shape = {} if resolved else source.follow_weights()
+    shapes = {} if resolved else source.follow_weights()
     try:
         config = RunConfig(**source.data)
     except ValidationError as error:
         source.refuse_values(error)
     else:
-        source.refuse_other_shapes(config.model, shape)
+        models: dict[Keys, ModelConfig | None] = {
+            ("model",): config.model,
+            ("ppo", "critic"): config.ppo.critic,
+        }
+        for keys, shape in shapes.items():
+            source.refuse_other_shapes(keys, models[keys], shape)
     if source.errors:
         raise ConfigError(source.report())
     return config
@@ -146,37 +152,49 @@ class _Source:
             if details["loc"] not in known:
                 self.refuse(details["loc"], explain(details))
 
-    def follow_weights(self) -> dict[str, Any]:
-        """Take what is not given from the folder ``model.weights``; return its shape.
+    def follow_weights(self) -> dict[Keys, dict[str, Any]]:
+        """Take what is not given from the folders that models name as their weights.
 
         Returns:
-            Keys of the model and their values; none where no folder is named.
+            The keys of each model that names one, and its shape there.
         """
-        model, text = self.data["model"], self.data["text"]
-        folder = model.get("weights") if isinstance(model, dict) else None
-        if not isinstance(folder, str):
-            return {}
+        model, ppo, text = (self.data[name] for name in ("model", "ppo", "text"))
+        critic = ppo.get("critic") if isinstance(ppo, dict) else None
+        shapes: dict[Keys, dict[str, Any]] = {}
+        models: dict[Keys, Any] = {("model",): model, ("ppo", "critic"): critic}
+        for keys, given in models.items():
+            folder = given.get("weights") if isinstance(given, dict) else None
+            if isinstance(folder, str):
+                shapes[keys] = self._follow(keys, given, folder)
+        own = model.get("weights") if isinstance(model, dict) else None
+        tokenizer_given = ("text", "tokenizer") in self.places
+        if shapes.get(("model",)) and isinstance(text, dict) and not tokenizer_given:
+            text["tokenizer"] = own
+        return shapes
+
+    def _follow(self, keys: Keys, model: dict[str, Any], folder: str) -> dict[str, Any]:
         try:
             shape = load_hf_shape(folder)
         except (OSError, ValueError) as error:
             for line in str(error).splitlines():
-                self.refuse(("model", "weights"), line)
+                self.refuse((*keys, "weights"), line)
             return {}
         for key, value in to_jsonable_python(shape).items():
-            if ("model", key) not in self.places:
+            if (*keys, key) not in self.places:
                 model[key] = value
-        if isinstance(text, dict) and ("text", "tokenizer") not in self.places:
-            text["tokenizer"] = folder
         return shape
 
-    def refuse_other_shapes(self, model: ModelConfig, shape: dict[str, Any]) -> None:
+    def refuse_other_shapes(
+        self, keys: Keys, model: ModelConfig | None, shape: dict[str, Any]
+    ) -> None:
         """Note each key that was given and is not so in the weights."""
         for key, value in shape.items():
             given = getattr(model, key)
             if given != value:
                 given, own = show(to_jsonable_python(given)), to_jsonable_python(value)
-                message = f"got {given}, but model.weights has {show(own)}"
-                self.refuse(("model", key), f"{message}; leave the key out")
+                there = dotted((*keys, "weights"))
+                message = f"got {given}, but {there} has {show(own)}"
+                self.refuse((*keys, key), f"{message}; leave the key out")
 
     def report(self) -> list[str]:
         """Write one line for each mistake, in the order of files and lines."""

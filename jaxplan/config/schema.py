@@ -4,7 +4,9 @@ YAML files hold only what differs from this module. Each part of the program is 
 its own section and never the tree.
 """
 
+import math
 import re
+import typing
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -102,6 +104,31 @@ class RopeScalingConfig:
     original_max_position_embeddings: PositiveInt = 8192
 
 
+LoraTarget = Literal["query", "key", "value", "attention_out", "gate", "up", "down"]
+
+
+@section
+class LoraConfig:
+    """Low-rank adapters beside frozen weights (arXiv:2106.09685)."""
+
+    rank: NonNegativeInt = 0  # 0: no adapters, all weights learn
+    alpha: PositiveFloat = 64.0  # adapters are scaled by alpha / rank
+    rslora: bool = False  # by alpha / sqrt(rank) instead (arXiv:2312.03732)
+    targets: tuple[LoraTarget, ...] = typing.get_args(LoraTarget)  # with an adapter
+
+    def __post_init__(self) -> None:
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(
+                f"targets={list(self.targets)}: name at least one, each once; "
+                "rank=0 turns adapters off"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's output is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
 @section
 class ModelConfig:
     """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU."""
@@ -122,6 +149,7 @@ class ModelConfig:
     mlp_bias: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "layer"] = "layer"
+    lora: LoraConfig = Field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -243,6 +271,7 @@ class SftConfig:
     action_weight: NonNegativeFloat = 1.0  # loss weight of an action token
     observation_weight: NonNegativeFloat = 0.0  # of a token of an observation
     kl_coef: NonNegativeFloat = 0.0  # of KL(agent | starting weights) per token
+    lora: bool = True  # false: all weights learn here, adapters come with PPO
     measure_kl: bool = False  # on held-out episodes; the starting weights are kept
     relay: RelayConfig = Field(default_factory=RelayConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
@@ -295,6 +324,8 @@ class PpoConfig:
     value_warmup_iterations: NonNegativeInt = 4  # value-only updates, trunk frozen
     value_trunk_grad: bool = True  # after the warm-up
     value_learning_rate_ratio: PositiveFloat = 10.0  # of the head, to the trunk's
+    critic: ModelConfig | None = None  # a Llama of its own; null: the head on the actor
+    critic_learning_rate_ratio: PositiveFloat = 1.0  # of that Llama, to the actor's
     checkpoint_every: PositiveInt = 10  # iterations
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(learning_rate=3e-5, warmup_updates=10)

@@ -90,6 +90,34 @@ def save_checkpoint(
             _remove(directory / str(old))
 
 
+def save_once(directory: Path | str, state: PyTree) -> None:
+    """Save what never changes, or see that it is what was saved before.
+
+    Args:
+        directory: where step 0 is, or will be.
+        state: as for ``save_checkpoint``; nothing is done for a tree without leaves.
+
+    Raises:
+        CheckpointMismatchError: other leaves, or other bits in them, were saved.
+    """
+    leaves = _arrays(state)
+    if not leaves:
+        return
+    path = Path(directory).resolve() / "0"
+    if not path.exists():
+        save_checkpoint(directory, 0, state, {})
+        return
+    header = _read_header(path)
+    _compare(path, header["leaves"], {n: _spec(x) for n, x in leaves.items()})
+    found, saved = _fingerprints(leaves), header["fingerprints"]
+    changed = [name for name, value in found.items() if saved[name] != value]
+    if changed:
+        raise CheckpointMismatchError(
+            f"checkpoint {path}: other bits than now in {_shortened(changed)}; go on "
+            "with the weights the run began with, or start in another directory"
+        )
+
+
 def load_checkpoint(
     directory: Path | str, step: int | None, target: PyTree, part: str = ""
 ) -> tuple[PyTree, dict[str, Any]]:

@@ -45,6 +45,7 @@ _MAY_CHANGE = {
     "sft.dataset": None,
     "sft.plans": None,
     "sft.relay": None,
+    "sft.lora": None,
     "sft.validate_every": _FREE,
     "sft.checkpoint_every": _FREE,
     "sft.panel_every": _FREE,
@@ -53,6 +54,7 @@ _MAY_CHANGE = {
     "ppo.start": None,
     "ppo.iterations": _REDO,
     "ppo.checkpoint_every": _FREE,
+    "ppo.critic": None,
     "evaluate": _REDO,
 }
 _ORDER = ("collect", "sft", "ppo", "evaluate", "report")

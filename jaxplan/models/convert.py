@@ -135,7 +135,9 @@ def load_hf_llama(
             layers = jax.block_until_ready(_put_layer(layers, layer, index))
         return layers
 
-    layers = {entry.ours: stack(entry, spec) for entry, spec in _layer_entries(specs)}
+    layers: dict[str, Any] = {
+        entry.ours: stack(entry, spec) for entry, spec in _layer_entries(specs)
+    }
     others = {entry.ours: top(entry, spec) for entry, spec in _top_entries(specs)}
     return LlamaParams(
         embed=others["embed"],

@@ -5,6 +5,7 @@ where keys and values are kept.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxplan.config.schema import ModelConfig
 from jaxplan.core.mesh import constrain
 from jaxplan.models.attention import Rotation, attend_causally, rotate, rotation_at
+from jaxplan.models.lora import low_rank
 from jaxplan.models.params import LayerParams, LlamaParams, cast_params
 from jaxplan.models.visibility import TokenMeta, visible
 
@@ -40,23 +42,29 @@ def layer_step(
 ) -> Float[Array, "B T D"]:
     """One layer: attention, then feed-forward, each added to the residual stream."""
     normed = rms_norm(x, layer.attention_norm, config.norm_eps)
-    query = _linear("btd,dnh->btnh", normed, layer.query, layer.query_bias)
-    key = _linear("btd,dkh->btkh", normed, layer.key, layer.key_bias)
-    value = _linear("btd,dkh->btkh", normed, layer.value, layer.value_bias)
+    linear = partial(_linear, layer=layer, config=config)
+    query = linear("query", "btd,dnh->btnh", normed)
+    key = linear("key", "btd,dkh->btkh", normed)
+    value = linear("value", "btd,dkh->btkh", normed)
     mixed = attention(rotate(query, rotation), rotate(key, rotation), value)
-    out = layer.attention_out, layer.attention_out_bias
-    x = x + _linear("btnh,nhd->btd", mixed, *out)
+    x = x + linear("attention_out", "btnh,nhd->btd", mixed)
 
     normed = rms_norm(x, layer.ffn_norm, config.norm_eps)
-    gate = _linear("btd,df->btf", normed, layer.gate, layer.gate_bias)
-    up = _linear("btd,df->btf", normed, layer.up, layer.up_bias)
+    gate = linear("gate", "btd,df->btf", normed)
+    up = linear("up", "btd,df->btf", normed)
     gated = jax.nn.silu(gate) * up
-    return x + _linear("btf,fd->btd", gated, layer.down, layer.down_bias)
+    return x + linear("down", "btf,fd->btd", gated)
 
 
-def _linear(subscripts, x, weights, bias):
-    out = jnp.einsum(subscripts, x, weights)
-    return out if bias is None else out + jnp.broadcast_to(bias, out.shape)
+def _linear(name, subscripts, x, layer, config):
+    """A projection, with its bias and its adapter where it has them."""
+    out = jnp.einsum(subscripts, x, getattr(layer, name))
+    bias = getattr(layer, f"{name}_bias")
+    if bias is not None:
+        out = out + jnp.broadcast_to(bias, out.shape)
+    if layer.lora is not None and name in layer.lora:
+        out = out + low_rank(subscripts, x, layer.lora[name], config.lora.scale)
+    return out
 
 
 def forward(

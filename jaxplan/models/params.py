@@ -6,6 +6,7 @@ copy is float32; ``cast_params`` makes the copy a program computes with.
 
 import dataclasses
 import math
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -14,8 +15,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxplan.config.schema import ModelConfig
 from jaxplan.core.specs import TensorSpec, init_tensors, spec_tree
+from jaxplan.models.lora import Adapters, adapter_specs
 
 normal = jax.nn.initializers.normal
+_Params = TypeVar("_Params")
+
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 
@@ -40,6 +44,7 @@ class LayerParams:
     gate_bias: Float[Array, "*layers F"] | None = None
     up_bias: Float[Array, "*layers F"] | None = None
     down_bias: Float[Array, "*layers D"] | None = None
+    lora: Adapters | None = None
 
 
 @chex.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class LlamaParams:
 
 @chex.dataclass(frozen=True)
 class ValueParams:
-    """The value head: two layers on the trunk's last hidden state."""
+    """The value head: two layers on a trunk's last hidden state."""
 
     hidden: Float[Array, "D D"]
     hidden_bias: Float[Array, " D"]
@@ -64,10 +69,11 @@ class ValueParams:
 
 @chex.dataclass(frozen=True)
 class AgentParams:
-    """Everything that learns."""
+    """An agent; ``value`` is read off ``critic``, or off the actor where it is None."""
 
     llama: LlamaParams
     value: ValueParams
+    critic: LlamaParams | None = None
 
 
 def layer_specs(config: ModelConfig) -> LayerParams:
@@ -110,11 +116,12 @@ def layer_specs(config: ModelConfig) -> LayerParams:
         gate_bias=bias(mlp, ffn=ffn),
         up_bias=bias(mlp, ffn=ffn),
         down_bias=bias(mlp, width=width),
+        lora=None,
     )
 
 
 def llama_specs(config: ModelConfig, vocab_size: int) -> LlamaParams:
-    """Declare a Llama's tensors: a ``LlamaParams`` with a spec at each leaf."""
+    """Declare a Llama's own tensors: a ``LlamaParams`` with a spec at each leaf."""
     head = TensorSpec(
         (config.width, vocab_size), ("width", "vocab"), normal(config.width**-0.5)
     )
@@ -139,12 +146,73 @@ def value_specs(config: ModelConfig) -> ValueParams:
     )
 
 
-def agent_specs(config: ModelConfig, vocab_size: int) -> AgentParams:
-    """Declare every tensor that learns: an ``AgentParams`` with a spec at each leaf."""
+def agent_specs(
+    config: ModelConfig, vocab_size: int, critic: ModelConfig | None = None
+) -> AgentParams:
+    """Declare every tensor of an agent, adapters too, with a spec at each leaf.
+
+    Args:
+        config: of the actor.
+        vocab_size: of the tokenizer; a critic may have room for more.
+        critic: of the Llama that values are read off, if that is not the actor.
+    """
+
+    def adapted(config: ModelConfig, rows: int) -> LlamaParams:
+        llama = llama_specs(config, rows)
+        return replace_lora(llama, adapter_specs(config.lora, vars(llama.layers)))
+
     return spec_tree(
         AgentParams,
-        llama=llama_specs(config, vocab_size),
-        value=value_specs(config),
+        llama=adapted(config, vocab_size),
+        value=value_specs(critic or config),
+        critic=adapted(critic, critic.vocab_size or vocab_size) if critic else None,
+    )
+
+
+def lora_of(llama: LlamaParams) -> Adapters | None:
+    """The adapters of a stacked Llama, if it has any."""
+    assert isinstance(llama.layers, LayerParams)
+    return llama.layers.lora
+
+
+def replace_lora(llama: LlamaParams, lora: Adapters | None) -> LlamaParams:
+    """The same Llama, stacked, with these adapters."""
+    layers = spec_tree(LayerParams, **(vars(llama.layers) | {"lora": lora}))
+    return spec_tree(LlamaParams, **(vars(llama) | {"layers": layers}))
+
+
+def split_trained(params: _Params) -> tuple[_Params, _Params]:
+    """Part what learns from what does not; each has None where the other has a tensor.
+
+    Of a Llama with adapters only these learn. What has none learns as a whole.
+    """
+
+    def is_llama(node: Any) -> bool:
+        return isinstance(node, LlamaParams)
+
+    def learns(node: Any) -> Any:
+        whole = not is_llama(node) or lora_of(node) is None
+
+        def in_adapter(path: Any) -> bool:
+            return any(getattr(key, "name", None) == "lora" for key in path)
+
+        return jax.tree.map_with_path(lambda path, _: whole or in_adapter(path), node)
+
+    mask = jax.tree.map(learns, params, is_leaf=is_llama)
+    trained = jax.tree.map(lambda kept, x: x if kept else None, mask, params)
+    frozen = jax.tree.map(lambda kept, x: None if kept else x, mask, params)
+    return trained, frozen
+
+
+def join(trained: _Params, frozen: _Params | None) -> _Params:
+    """Undo ``split_trained``; with None for ``frozen`` all is in ``trained``."""
+    if frozen is None:
+        return trained
+    return jax.tree.map(
+        lambda ours, theirs: theirs if ours is None else ours,
+        trained,
+        frozen,
+        is_leaf=lambda node: node is None,
     )
 
 

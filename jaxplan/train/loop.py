@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxplan.config.schema import RunConfig
@@ -37,8 +38,8 @@ from jaxplan.io.checkpoints import save_checkpoint
 from jaxplan.io.metrics import MetricsWriter
 from jaxplan.io.progress import Progress
 from jaxplan.io.stopping import Stopped, StopRequest
-from jaxplan.io.weights import load_agent
-from jaxplan.models.params import AgentParams, LlamaParams, agent_specs
+from jaxplan.io.weights import keep_frozen, load_agent, load_llama, stage_specs
+from jaxplan.models.params import AgentParams, LlamaParams, join, split_trained
 from jaxplan.plan.grammar import DYNAMIC, parse_mode
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
 from jaxplan.rollout.schedule import make_worlds, training_schedule
@@ -55,13 +56,16 @@ from jaxplan.train.sft import (
 from jaxplan.train.state import (
     abstract_learner,
     begin_learner,
+    reinforcible,
     resume,
     start_params,
+    with_adapters,
     with_shardings,
 )
 
 _MAX_SKIPPED = 3  # updates in a row that may be lost to a gradient that is not finite
 _VALIDATION_BATCH = 16  # segments at least
+_GROWTH = 2**31 - 1  # no iteration has this number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +100,18 @@ class Setting:
         return make_mesh(self.config.mesh)
 
     @property
-    def specs(self) -> Any:
-        """A declaration for every tensor that learns."""
-        return agent_specs(self.config.model, self.vocab_size)
+    def specs(self) -> AgentParams:
+        """A declaration for every tensor that the run begins with."""
+        return self.specs_of("start")
+
+    def specs_of(self, stage: str) -> AgentParams:
+        """A declaration for every tensor of the agent that a stage trains."""
+        return stage_specs(self.config, self.vocab_size, stage)
+
+    @property
+    def growth_key(self) -> jax.Array:
+        """What is drawn after the start, adapters and a critic, is drawn with this."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), _GROWTH)
 
 
 def check_mesh(setting: Setting) -> None:
@@ -108,7 +121,8 @@ def check_mesh(setting: Setting) -> None:
         ValueError: with the numbers, and what to change.
     """
     config, mesh = setting.config, setting.mesh
-    check_tensors(setting.specs, mesh)
+    for stage in ("sft", "ppo"):
+        check_tensors(setting.specs_of(stage), mesh)
     shards = num_shards(mesh)
     parts = f"mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']}"
     minibatches = config.ppo.num_minibatches
@@ -175,16 +189,9 @@ def train_sft(
     until = total if until is None else until
     optimizer = make_optimizer(sft.optimizer, total)
 
-    def start() -> AgentParams:
-        key, specs = jax.random.key(config.seed), setting.specs
-        return start_params(key, config.model, specs, setting.mesh)
-
-    def begin() -> Learner:
-        return begin_learner(start(), setting.specs, optimizer, setting.mesh)
-
-    target = abstract_learner(setting.specs, optimizer, setting.mesh)
-    learner, first = resume(setting.checkpoints("sft"), target, begin)
-    measured = start().llama if sft.kl_coef or sft.measure_kl else None
+    learner, first, frozen, begun = _begin_sft(setting, optimizer)
+    measuring = begun is not None and (sft.kl_coef or sft.measure_kl)
+    measured = begun.llama if measuring else None
     reference = measured if sft.kl_coef else None
     tokens = sft.batch_segments * config.rollout.segment_tokens
     validation: dict[str, float] = {}
@@ -208,16 +215,18 @@ def train_sft(
                 config=sft,
                 model=config.model,
                 history=config.rollout.history,
+                frozen=frozen,
             )
             row = {name: float(value) for name, value in metrics.items()}
             _raise_if_lost(learner, row, "sft")
             row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
             done = number + 1
             if done % sft.validate_every == 0 or done == until:
-                validation = _validate(setting, learner.params, measured, held_out)
+                agent = join(learner.params, frozen)
+                validation = _validate(setting, agent, measured, held_out)
                 row |= validation
             if probe is not None and done % sft.panel_every == 0:
-                row |= probe(learner.params.llama)
+                row |= probe(join(learner.params, frozen).llama)
             writer.scalars(number, row)
             progress.update(
                 done,
@@ -232,6 +241,38 @@ def train_sft(
                 raise Stopped
     padding = train.padding_share
     return {"updates": total, "padding_share": padding, **validation}
+
+
+def _begin_sft(
+    setting: Setting, optimizer: optax.GradientTransformation
+) -> tuple[Learner, int, AgentParams | None, AgentParams | None]:
+    """The learner, the updates it has made, what it stands beside, and its start.
+
+    The last two are None where nothing asks for them: then nobody keeps the start.
+    """
+    config, mesh, specs = setting.config, setting.mesh, setting.specs_of("sft")
+    learning, staying = split_trained(specs)
+
+    def start() -> AgentParams:
+        key = jax.random.key(config.seed)
+        return start_params(key, config.model, setting.specs, mesh)
+
+    def parts(agent: AgentParams) -> tuple[AgentParams, AgentParams]:
+        llama = with_adapters(setting.growth_key, agent.llama, specs.llama, mesh)
+        return split_trained(dataclasses.replace(agent, llama=llama))
+
+    def begin() -> Learner:
+        learns, _ = parts(start() if begun is None else begun)
+        return begin_learner(learns, learning, optimizer, mesh)
+
+    wanted = jax.tree.leaves(staying) or config.sft.kl_coef or config.sft.measure_kl
+    begun = start() if wanted else None
+    frozen = None if begun is None else parts(begun)[1]
+    if frozen is not None:
+        keep_frozen(setting.run_dir, frozen)
+    target = abstract_learner(learning, optimizer, mesh)
+    learner, first = resume(setting.checkpoints("sft"), target, begin)
+    return learner, first, frozen, begun
 
 
 def _validate(
@@ -263,9 +304,16 @@ def _validate(
 
 def load_policy(setting: Setting, stage: str) -> AgentParams:
     """The agent a finished stage left."""
-    shardings = shardings_of(setting.specs, setting.mesh)
-    target = with_shardings(abstract_tensors(setting.specs), shardings)
+    specs = setting.specs_of(stage)
+    target = with_shardings(abstract_tensors(specs), shardings_of(specs, setting.mesh))
     return load_agent(setting.run_dir, stage, target)
+
+
+def load_player(setting: Setting, stage: str) -> LlamaParams:
+    """What plays of the agent a finished stage left."""
+    specs = setting.specs_of(stage).llama
+    target = with_shardings(abstract_tensors(specs), shardings_of(specs, setting.mesh))
+    return load_llama(setting.run_dir, stage, target)
 
 
 def _pool_seeds(setting: Setting, first: int, count: int) -> jax.Array:
@@ -318,12 +366,34 @@ def _replace_worlds(pool: Any, fresh: Any, place: jax.Array) -> Any:
     )
 
 
+def _begin_ppo(
+    setting: Setting, primed: AgentParams, optimizer: optax.GradientTransformation
+) -> tuple[dict[str, Any], int, AgentParams]:
+    """The state, the iterations that led to it, and what the learner stands beside."""
+    mesh, specs = setting.mesh, setting.specs_of("ppo")
+    critic = setting.config.ppo.critic
+    agent = reinforcible(setting.growth_key, primed, critic, specs, mesh)
+    learns, frozen = split_trained(agent)
+    learning, _ = split_trained(specs)
+    keep_frozen(setting.run_dir, frozen)
+
+    def begin() -> dict[str, Any]:
+        learner = begin_learner(learns, learning, optimizer, mesh)
+        return begin_state(setting, learner)
+
+    learner = abstract_learner(learning, optimizer, mesh)
+    target = _abstract_state(setting, learner)
+    state, first = resume(setting.checkpoints("ppo"), target, begin)
+    return state, first, frozen
+
+
 def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     """Improve a primed agent by PPO.
 
     Args:
         setting: the run.
-        primed: the agent SFT left; its Llama is the reference of the KL term, too.
+        primed: the agent SFT left; its Llama is the reference of the KL term, too, and
+            shares with the policy what adapters stand beside.
 
     Returns:
         Results of the stage: env steps played.
@@ -334,16 +404,12 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
     ppo = setting.config.ppo
     updates = ppo.iterations * ppo.num_epochs * ppo.num_minibatches
     optimizer = make_optimizer(
-        ppo.optimizer, updates, value_ratio=ppo.value_learning_rate_ratio
+        ppo.optimizer,
+        updates,
+        value_ratio=ppo.value_learning_rate_ratio,
+        critic_ratio=ppo.critic_learning_rate_ratio,
     )
-
-    def begin() -> dict[str, Any]:
-        learner = begin_learner(primed, setting.specs, optimizer, setting.mesh)
-        return begin_state(setting, learner)
-
-    learner = abstract_learner(setting.specs, optimizer, setting.mesh)
-    target = _abstract_state(setting, learner)
-    state, first = resume(setting.checkpoints("ppo"), target, begin)
+    state, first, frozen = _begin_ppo(setting, primed, optimizer)
     env_steps = 0
     with (
         jax.set_mesh(setting.mesh),
@@ -353,7 +419,9 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
         writer.resume_from(first)
         setting = dataclasses.replace(setting, language=settle(setting.language))
         for number in range(first, ppo.iterations):
-            state, row = iteration(setting, state, primed.llama, optimizer, number)
+            state, row = iteration(
+                setting, state, primed.llama, optimizer, number, frozen
+            )
             _raise_if_lost(state["learner"], row, "ppo")
             env_steps += int(row["rollout/env_steps"])
             writer.scalars(number, row)
@@ -385,11 +453,13 @@ def iteration(
     reference: LlamaParams,
     optimizer: Any,
     number: int,
+    frozen: AgentParams | None = None,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Rollout, then update; then some new worlds for the pool."""
     config, ppo = setting.config, setting.config.ppo
     began = time.monotonic()
-    carry, segment = play(setting, state["learner"].params.llama, state, number)
+    agent = join(state["learner"].params, frozen)
+    carry, segment = play(setting, agent.llama, state, number)
     measured = jax.device_get(rollout_metrics(segment))
     played = time.monotonic()
     warm = number >= ppo.value_warmup_iterations
@@ -407,6 +477,7 @@ def iteration(
         history=config.rollout.history,
         temperature=config.rollout.temperature,
         max_decisions=config.rollout.rounds * (1 + config.rollout.decode_steps),
+        frozen=frozen,
     )
     row = {name: float(value) for name, value in (measured | metrics).items()}
     updated = time.monotonic()

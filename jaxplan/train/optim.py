@@ -61,27 +61,46 @@ def learning_rate_schedule(config: OptimizerConfig, num_updates: int) -> optax.S
 
 
 def make_optimizer(
-    config: OptimizerConfig, num_updates: int, value_ratio: float = 1.0
+    config: OptimizerConfig,
+    num_updates: int,
+    value_ratio: float = 1.0,
+    critic_ratio: float = 1.0,
 ) -> optax.GradientTransformation:
     """Build the optimizer of an agent.
 
     Args:
         config: its settings.
         num_updates: length of the schedule.
-        value_ratio: learning rate of the value head, as a multiple of the trunk's.
+        value_ratio: learning rate of the value head, as a multiple of its trunk's.
+        critic_ratio: that of a critic of its own, as a multiple of the actor's; such a
+            critic's gradients are clipped apart from the actor's, too.
     """
 
     # Optax says ArrayTree for any pytree, which to a type checker excludes ours.
-    def scale_value_head(updates: Any, _: Any) -> Any:
-        scaled = jax.tree.map(lambda u: u * value_ratio, updates.value)
-        return dataclasses.replace(updates, value=scaled)
+    def scale(updates: Any, _: Any) -> Any:
+        trunk_ratio = 1.0 if updates.critic is None else critic_ratio
+        head_ratio = value_ratio * trunk_ratio
+        value = jax.tree.map(lambda u: u * head_ratio, updates.value)
+        critic = jax.tree.map(lambda u: u * trunk_ratio, updates.critic)
+        return dataclasses.replace(updates, value=value, critic=critic)
+
+    def clip(updates: Any, _: Any) -> Any:
+        if updates.critic is None:
+            return _clip(updates, config.max_grad_norm)
+        llama = _clip(updates.llama, config.max_grad_norm)
+        judging = _clip((updates.value, updates.critic), config.max_grad_norm)
+        return AgentParams(llama=llama, value=judging[0], critic=judging[1])
 
     rate = learning_rate_schedule(config, num_updates)
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.stateless(clip),
         _muon(config, rate) if config.kind == "muon" else _adamw(config, rate),
-        optax.stateless(scale_value_head),
+        optax.stateless(scale),
     )
+
+
+def _clip(updates: Any, norm: float) -> Any:
+    return optax.clip_by_global_norm(norm).update(updates, optax.EmptyState())[0]
 
 
 def _adamw(

@@ -18,7 +18,7 @@ from jaxplan.config.schema import ModelConfig, PpoConfig
 from jaxplan.core.masked import masked_mean
 from jaxplan.models.heads import value
 from jaxplan.models.llama import forward
-from jaxplan.models.params import AgentParams, LlamaParams
+from jaxplan.models.params import AgentParams, LlamaParams, join
 from jaxplan.plan.grammar import Grammar
 from jaxplan.rollout.segment import Segment, Turns
 from jaxplan.rollout.stream import Tokens, stream_metadata
@@ -79,15 +79,22 @@ def _look(
     history: int,
     temperature: float,
     trunk_weight: Float[Array, ""] | float,
+    critic: ModelConfig | None,
 ) -> _View:
-    """Scores and values; ``trunk_weight`` scales the value loss's gradient into it."""
+    """Scores and values; ``trunk_weight`` as in ``ppo_loss``."""
     meta = stream_metadata(tokens)
     hidden = forward(params.llama, tokens.token, meta, model, history)
-    at = hidden_before(hidden, starts)
-    still = jax.lax.stop_gradient(at)
+    if critic is None:
+        at = hidden_before(hidden, starts)
+        still = jax.lax.stop_gradient(at)
+        seen = still + trunk_weight * (at - still)
+    else:
+        assert params.critic is not None
+        own = forward(params.critic, tokens.token, meta, critic, history)
+        seen = hidden_before(own, starts)
     return _View(
         scores=score(params.llama, hidden, decisions, grammar, temperature),
-        values=value(params.value, still + trunk_weight * (at - still)),
+        values=value(params.value, seen),
     )
 
 
@@ -127,6 +134,7 @@ def prepare(
         history=history,
         temperature=temperature,
         trunk_weight=0.0,
+        critic=config.critic,
     )
     values = look(params).values
     scores = look(dataclasses.replace(params, llama=reference)).scores
@@ -175,8 +183,9 @@ def ppo_loss(
         params: that learn.
         batch: some lanes.
         grammar: the plan grammar.
-        policy_weight: 0 while only the value head learns, else 1.
-        trunk_weight: how much of the value loss's gradient reaches the trunk.
+        policy_weight: 0 while only values are learnt, else 1.
+        trunk_weight: how much of the value loss's gradient reaches a shared trunk; a
+            critic of its own always has all of it, and the actor nothing.
         config: coefficients.
         model: sizes of the model.
         history: turns that stay visible.
@@ -193,6 +202,7 @@ def ppo_loss(
         history,
         temperature,
         trunk_weight,
+        config.critic,
     )
     num_turns = jnp.maximum(jnp.sum(batch.complete, dtype=jnp.float32), 1.0)
     behavior = (
@@ -259,6 +269,7 @@ def update(
     history: int,
     temperature: float,
     max_decisions: int,
+    frozen: AgentParams | None = None,
 ) -> tuple[Learner, dict[str, Float[Array, ""]]]:
     """Learn from one segment: ``num_epochs`` passes over ``num_minibatches``.
 
@@ -276,13 +287,14 @@ def update(
         history: turns that stay visible.
         temperature: the segment was sampled with.
         max_decisions: sampled tokens a lane may have, see ``gather_decisions``.
+        frozen: what of the agent does not learn, see ``split_trained``.
 
     Returns:
         The learner and the metrics, mean over minibatches; ``ppo/ratio_error`` is that
         of the first minibatch, before any update, and should be 0.
     """
     batch, metrics = prepare(
-        learner.params,
+        join(learner.params, frozen),
         reference,
         segment,
         grammar,
@@ -294,7 +306,11 @@ def update(
         max_decisions,
     )
     minibatches = split_lanes(batch, config.num_minibatches)
-    gradient = jax.grad(ppo_loss, has_aux=True)
+
+    def loss_of(trained: AgentParams, *arguments):
+        return ppo_loss(join(trained, frozen), *arguments)
+
+    gradient = jax.grad(loss_of, has_aux=True)
 
     def step(learner: Learner, minibatch: Batch):
         grads, step_metrics = gradient(

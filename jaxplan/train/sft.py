@@ -22,7 +22,7 @@ from jaxplan.core.mesh import split_by_lane
 from jaxplan.core.roles import Role
 from jaxplan.models.heads import lm_logits, map_token_chunks
 from jaxplan.models.llama import forward
-from jaxplan.models.params import AgentParams, LlamaParams
+from jaxplan.models.params import AgentParams, LlamaParams, join
 from jaxplan.models.visibility import TokenMeta
 from jaxplan.train.decisions import hidden_before, select
 from jaxplan.train.optim import Learner, update_learner
@@ -164,6 +164,7 @@ def sft_update(
     config: SftConfig,
     model: ModelConfig,
     history: int,
+    frozen: AgentParams | None = None,
 ) -> tuple[Learner, dict[str, Float[Array, ""]]]:
     """One optimizer step on a batch of segments.
 
@@ -176,10 +177,16 @@ def sft_update(
         config: SFT's settings.
         model: sizes of the model.
         history: turns that stay visible.
+        frozen: what of the agent does not learn, see ``split_trained``.
     """
-    (loss, metrics), grads = jax.value_and_grad(sft_loss, has_aux=True)(
-        learner.params, reference, segments, max_targets, config, model, history
-    )
+
+    def loss_of(trained: AgentParams):
+        params = join(trained, frozen)
+        return sft_loss(
+            params, reference, segments, max_targets, config, model, history
+        )
+
+    (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(learner.params)
     learner, norm = update_learner(learner, grads, optimizer)
     skipped = learner.skipped.astype(jnp.float32)
     return learner, metrics | {

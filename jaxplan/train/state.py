@@ -19,8 +19,15 @@ from jaxplan.config.schema import ModelConfig
 from jaxplan.core.mesh import WHOLE, sharding_on, shardings_of
 from jaxplan.core.specs import abstract_tensors, init_tensors, spec_tree
 from jaxplan.io.checkpoints import latest_step, load_checkpoint
+from jaxplan.models.adapter_files import load_adapters
 from jaxplan.models.convert import load_hf_llama, load_value_head
-from jaxplan.models.params import AgentParams
+from jaxplan.models.params import (
+    AgentParams,
+    LlamaParams,
+    agent_specs,
+    lora_of,
+    replace_lora,
+)
 from jaxplan.train.optim import Learner, init_learner
 
 PyTree = Any
@@ -39,19 +46,70 @@ def start_params(
 ) -> AgentParams:
     """The agent a run begins with: from ``model.weights``, or else from chance.
 
-    A value head that does not come with the weights is drawn.
+    A value head that does not come with the weights is drawn. Adapters come only with
+    weights; see ``with_adapters``.
+
+    Args:
+        key: of what is drawn.
+        model: the Llama, and where its weights are.
+        specs: of an agent without adapters.
+        mesh: where to.
     """
     if model.weights is None:
         return draw_params(key, specs, mesh)
     shardings, vocab_size = shardings_of(specs, mesh), specs.llama.embed.shape[0]
+    llama = load_hf_llama(model.weights, model, vocab_size, shardings.llama)
+    own = lora_of(agent_specs(model, vocab_size).llama)
+    adapters = load_adapters(model.weights, model, shardings_of(own, mesh))
     head = load_value_head(model.weights, model)
     if head is None:
         head = draw_params(key, specs.value, mesh)
     place = jax.jit(lambda head: head, out_shardings=shardings.value)
-    return AgentParams(
-        llama=load_hf_llama(model.weights, model, vocab_size, shardings.llama),
-        value=place(head),
+    return AgentParams(llama=replace_lora(llama, adapters), value=place(head))
+
+
+def with_adapters(
+    key: PRNGKeyArray, llama: LlamaParams, specs: LlamaParams, mesh: Mesh
+) -> LlamaParams:
+    """The same Llama with the adapters it is to have: its own, or new ones.
+
+    New ones change nothing yet. The tensors of the Llama itself are shared.
+    """
+    wanted = lora_of(specs)
+    if wanted is None or lora_of(llama) is not None:
+        return llama
+    return replace_lora(llama, draw_params(key, wanted, mesh))
+
+
+def reinforcible(
+    key: PRNGKeyArray,
+    primed: AgentParams,
+    critic: ModelConfig | None,
+    specs: AgentParams,
+    mesh: Mesh,
+) -> AgentParams:
+    """A primed agent with all that PPO trains: adapters, and a critic of its own.
+
+    Args:
+        key: of what is drawn.
+        primed: the agent; its tensors are shared.
+        critic: the Llama that values are read off; None: the primed agent itself.
+        specs: of the result.
+        mesh: where to.
+    """
+    actor_key, critic_key, adapter_key = jax.random.split(key, 3)
+    llama = with_adapters(actor_key, primed.llama, specs.llama, mesh)
+    if critic is None or specs.critic is None:
+        return AgentParams(llama=llama, value=primed.value)
+    bare = replace_lora(specs.critic, None)
+    own = start_params(
+        critic_key,
+        critic,
+        spec_tree(AgentParams, llama=bare, value=specs.value, critic=None),
+        mesh,
     )
+    trunk = with_adapters(adapter_key, own.llama, specs.critic, mesh)
+    return AgentParams(llama=llama, value=own.value, critic=trunk)
 
 
 def learner_shardings(

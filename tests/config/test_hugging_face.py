@@ -2,8 +2,14 @@ import json
 
 import pytest
 
-from jaxplan.config.hugging_face import load_hf_shape, read_hf_shape, write_hf_config
-from jaxplan.config.schema import ModelConfig, RopeScalingConfig
+from jaxplan.config.hugging_face import (
+    load_hf_shape,
+    read_hf_shape,
+    read_peft_config,
+    write_hf_config,
+    write_peft_config,
+)
+from jaxplan.config.schema import LoraConfig, ModelConfig, RopeScalingConfig
 
 SCALING = RopeScalingConfig(factor=8.0, original_max_position_embeddings=32)
 MODEL = ModelConfig(rope_theta=5e5, rope_scaling=SCALING, attention_bias=True)
@@ -91,3 +97,34 @@ def test_what_came_with_a_model_goes_with_it_but_for_its_shape():
     assert hf["max_position_embeddings"] == 99
     assert hf["hidden_size"] == MODEL.width
     assert hf["dtype"] == hf["torch_dtype"] == "bfloat16"
+
+
+def test_settings_of_adapters_come_back_from_those_of_peft():
+    lora = LoraConfig(rank=8, alpha=3.0, rslora=True, targets=("query", "down"))
+    peft = write_peft_config(lora, "/models/base")
+    assert read_peft_config(json.loads(json.dumps(peft))) == lora
+    assert read_peft_config(peft | {"target_modules": "all-linear"}).targets == (
+        LoraConfig().targets
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"peft_type": "IA3"}, "peft_type='IA3'; only 'LORA' is known"),
+        ({"bias": "all"}, "bias='all'; only 'none' is known"),
+        ({"use_dora": True}, "use_dora=True; only False is known"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern={'q_proj': 2}; only"),
+        (
+            {"target_modules": ["embed_tokens"]},
+            "target_modules=['embed_tokens']; known",
+        ),
+        ({"target_modules": ".*_proj"}, "target_modules='.*_proj'; known are q_proj"),
+        ({"r": None}, "r is missing"),
+    ],
+)
+def test_adapters_of_another_kind_are_refused(changes, sentence):
+    peft = write_peft_config(LoraConfig(rank=8), "") | changes
+    with pytest.raises(ValueError, match=r"adapter_config\.json: ") as error:
+        read_peft_config(peft)
+    assert sentence in str(error.value)

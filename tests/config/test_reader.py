@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_jsonable_python
 
-from jaxplan.config.hugging_face import write_hf_config
+from jaxplan.config.hugging_face import write_hf_config, write_peft_config
 from jaxplan.config.reader import (
     ConfigError,
     differences,
@@ -19,6 +19,7 @@ from jaxplan.config.reader import (
     to_yaml,
 )
 from jaxplan.config.schema import (
+    LoraConfig,
     ModelConfig,
     PpoConfig,
     RopeScalingConfig,
@@ -37,6 +38,7 @@ def every_key(tree, path=()):
 def full_tree():
     tree = to_jsonable_python(RunConfig())
     tree["model"]["rope_scaling"] = to_jsonable_python(RopeScalingConfig())
+    tree["ppo"]["critic"] = tree["model"]
     return tree
 
 
@@ -332,6 +334,26 @@ def test_a_run_is_read_although_its_weights_are_gone(tmp_path, weights):
     (error,) = errors_of(printed)
     assert "model.weights: " in error
     assert "config.json: no such file" in error
+
+
+def test_the_weights_of_a_critic_bring_its_shape_and_nothing_else(tmp_path, weights):
+    config = load_config(None, [f"ppo.critic.weights={weights}"])
+    critic = config.ppo.critic
+    assert (critic.heads, critic.vocab_size) == (8, 99)
+    assert config.model == ModelConfig()
+    assert config.text.tokenizer == "shipped"
+    (told,) = errors_of(None, f"ppo.critic.weights={weights}", "ppo.critic.heads=16")
+    assert "ppo.critic.heads: got 16, but ppo.critic.weights has 8" in told
+
+
+def test_adapters_beside_weights_are_known_from_their_folder(weights):
+    lora = LoraConfig(rank=4, rslora=True, targets=("query", "down"))
+    (weights / "adapter").mkdir()
+    peft = weights / "adapter" / "adapter_config.json"
+    peft.write_text(json.dumps(write_peft_config(lora, "")))
+    assert load_config(None, [f"model.weights={weights}"]).model.lora == lora
+    (told,) = errors_of(None, f"model.weights={weights}", "model.lora.rank=8")
+    assert "model.lora: got {alpha: 64.0, rank: 8" in told
 
 
 def test_a_key_that_is_not_so_in_the_weights_is_refused_where_it_stands(

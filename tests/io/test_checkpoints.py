@@ -24,6 +24,7 @@ from jaxplan.io.checkpoints import (
     latest_step,
     load_checkpoint,
     save_checkpoint,
+    save_once,
     sweep_unfinished,
 )
 
@@ -377,3 +378,16 @@ def test_no_acknowledged_step_is_lost_by_a_kill_at_any_moment(tmp_path):
         assert begun_at in (acknowledged, acknowledged + 1)
         acknowledged = max(steps, default=begun_at)
     assert acknowledged > 8
+
+
+def test_what_never_changes_is_saved_once_and_held_to(tmp_path):
+    base = {"a": jnp.arange(3.0), "b": None}
+    for _ in range(2):
+        save_once(tmp_path, base)
+    assert latest_step(tmp_path) == 0
+    with pytest.raises(CheckpointMismatchError, match="other bits than now in a;"):
+        save_once(tmp_path, {"a": base["a"] + 1, "b": None})
+    with pytest.raises(CheckpointMismatchError, match=r"b: saved missing, wanted"):
+        save_once(tmp_path, base | {"b": jnp.int32(1)})
+    save_once(tmp_path / "none", {"a": None})
+    assert not (tmp_path / "none").exists()

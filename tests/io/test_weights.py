@@ -9,12 +9,27 @@ from safetensors.numpy import load_file
 
 from jaxplan.config.hugging_face import load_hf_shape
 from jaxplan.config.reader import to_yaml
-from jaxplan.config.schema import MeshConfig, ModelConfig, RunConfig, TextConfig
+from jaxplan.config.schema import (
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    PpoConfig,
+    RunConfig,
+    SftConfig,
+    TextConfig,
+)
 from jaxplan.core.mesh import make_mesh
-from jaxplan.core.specs import abstract_tensors
+from jaxplan.core.specs import abstract_tensors, init_tensors
 from jaxplan.io.checkpoints import save_checkpoint
-from jaxplan.io.weights import check_weights, export_run, load_agent
-from jaxplan.models.params import agent_specs, init_params
+from jaxplan.io.weights import (
+    check_weights,
+    export_run,
+    keep_frozen,
+    load_agent,
+    load_llama,
+    stage_specs,
+)
+from jaxplan.models.params import agent_specs, init_params, split_trained
 from jaxplan.text.tokenizer import load_tokenizer
 from jaxplan.train.state import start_params
 
@@ -166,3 +181,65 @@ def test_the_files_hold_the_names_of_hugging_face(exported):
         "out",
         "out_bias",
     }
+
+
+LORA = LoraConfig(rank=2, alpha=3.0, targets=("query", "down"))
+ADAPTED = dataclasses.replace(MODEL, lora=LORA)
+CRITIC = dataclasses.replace(MODEL, width=16, vocab_size=VOCAB + 2, lora=LORA)
+GROWN = RunConfig(model=ADAPTED, ppo=PpoConfig(critic=CRITIC))
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """The agent of a run with adapters and a critic of its own, and its folder."""
+    run = tmp_path_factory.mktemp("grown") / "own"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(GROWN))
+    agent = init_tensors(jax.random.key(3), stage_specs(GROWN, VOCAB, "ppo"))
+    learns, frozen = split_trained(agent)
+    save_checkpoint(run / "checkpoints" / "ppo", 5, {"learner": {"params": learns}}, {})
+    keep_frozen(run, frozen)
+    return run, agent
+
+
+def test_what_learns_and_what_it_stands_beside_are_put_together(grown):
+    run, agent = grown
+    target = abstract_tensors(stage_specs(GROWN, VOCAB, "ppo"))
+    same(load_agent(run, "ppo", target), agent)
+    same(load_llama(run, "ppo", target.llama), agent.llama)
+
+
+def test_adapters_and_a_critic_travel_and_the_value_head_with_it(grown, tmp_path):
+    run, agent = grown
+    assert export_run(run, tmp_path / "out") == "ppo"
+    assert not (tmp_path / "out" / "value_head.safetensors").exists()
+    folders = {tmp_path / "out": MODEL, tmp_path / "out" / "critic": CRITIC}
+    actor, judge = (
+        ModelConfig(**load_hf_shape(folder), weights=str(folder)) for folder in folders
+    )
+    assert actor.lora == judge.lora == LORA
+    check_weights(RunConfig(model=actor, ppo=PpoConfig(critic=judge)))
+    same(start(actor).llama, agent.llama)
+    mesh, bare = make_mesh(MeshConfig()), dataclasses.replace(judge, lora=LoraConfig())
+    specs = agent_specs(bare, VOCAB + 2)
+    own = start_params(jax.random.key(9), judge, specs, mesh)
+    same((own.llama, own.value), (agent.critic, agent.value))
+    with pytest.raises(ValueError, match=r"sft\.lora=false, but .* has adapters"):
+        check_weights(RunConfig(model=actor, sft=SftConfig(lora=False)))
+
+
+def test_a_critic_that_cannot_read_all_tokens_is_refused():
+    small = dataclasses.replace(CRITIC, vocab_size=VOCAB - 1)
+    with pytest.raises(ValueError, match=f"vocab_size={VOCAB - 1}, but the tokenizer"):
+        check_weights(RunConfig(ppo=PpoConfig(critic=small)))
+
+
+def test_adapters_may_wait_for_ppo():
+    config = RunConfig(model=ADAPTED, sft=SftConfig(lora=False))
+    bare, adapted = (
+        abstract_tensors(agent_specs(model, VOCAB)) for model in (MODEL, ADAPTED)
+    )
+    for stage, expected in {"start": bare, "sft": bare, "ppo": adapted}.items():
+        assert abstract_tensors(stage_specs(config, VOCAB, stage)) == expected
+    throughout = stage_specs(RunConfig(model=ADAPTED), VOCAB, "sft")
+    assert abstract_tensors(throughout) == adapted

@@ -8,21 +8,27 @@ import pytest
 
 from jaxplan.config.schema import (
     EnvConfig,
+    LoraConfig,
+    ModelConfig,
     OptimizerConfig,
     PpoConfig,
     RunConfig,
     SftConfig,
 )
+from jaxplan.io.checkpoints import CheckpointMismatchError
 from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import Stopped, StopRequest
+from jaxplan.models.params import lora_of, replace_lora
 from jaxplan.train.data import SegmentData
 from jaxplan.train.loop import (
     Setting,
+    load_player,
     load_policy,
     train_ppo,
     train_sft,
 )
 from jaxplan.train.packing import Packer, TurnTokens
+from jaxplan.train.state import start_params
 
 
 class StopAfter(StopRequest):
@@ -197,3 +203,82 @@ def test_the_metrics_of_a_play_add_up(reinforced):
         np.testing.assert_allclose(
             per_turn, row["rollout/plan_tokens_per_turn"], rtol=1e-4
         )
+
+
+ADAPTED = LoraConfig(rank=2, alpha=4.0, rslora=True)
+CRITIC = ModelConfig(width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_width=8)
+GROWN = {  # whether SFT trains adapters, and the critic
+    "adapters throughout": (True, CRITIC),
+    "adapters in PPO": (False, dataclasses.replace(CRITIC, lora=ADAPTED)),
+}
+
+
+@pytest.fixture(scope="module", params=GROWN.values(), ids=GROWN)
+def grown(request, tmp_path_factory, make_setting, setting, data):
+    """A run with adapters and a critic of its own, and the same run interrupted."""
+    in_sft, critic = request.param
+    sections = {
+        "model": dataclasses.replace(setting.model, lora=ADAPTED),
+        "sft": SftConfig(batch_segments=2, kl_coef=0.1, lora=in_sft, updates=2),
+        "ppo": PpoConfig(
+            iterations=2, value_warmup_iterations=1, gamma=0.9, critic=critic
+        ),
+    }
+    runs = tmp_path_factory.mktemp("grown")
+    whole = make_setting(runs / "whole", **sections)
+    train_sft(whole, data, data)
+    train_ppo(whole, load_policy(whole, "sft"))
+    other = runs / "other"
+    with pytest.raises(Stopped):
+        train_sft(make_setting(other, 0, **sections), data, data)
+    train_sft(make_setting(other, **sections), data, data)
+    own = make_setting(other, 0, **sections)
+    with pytest.raises(Stopped):
+        train_ppo(own, load_policy(own, "sft"))
+    own = make_setting(other, **sections)
+    train_ppo(own, load_policy(own, "sft"))
+    return whole, own
+
+
+@pytest.mark.slow
+def test_adapters_and_a_critic_resume_as_if_never_stopped(grown):
+    whole, resumed = grown
+    assert numbers(resumed.run_dir) == numbers(whole.run_dir)
+    for stage in ("sft", "ppo"):
+        assert_equal_trees(load_policy(resumed, stage), load_policy(whole, stage))
+
+
+@pytest.mark.slow
+def test_what_adapters_stand_beside_stays_and_the_rest_learns(grown):
+    whole, _ = grown
+    config = whole.config
+    start = start_params(
+        jax.random.key(config.seed), config.model, whole.specs, whole.mesh
+    )
+    primed, learnt = load_policy(whole, "sft"), load_policy(whole, "ppo")
+    before = start if config.sft.lora else primed
+    assert_equal_trees(
+        replace_lora(learnt.llama, None), replace_lora(before.llama, None)
+    )
+    assert (lora_of(primed.llama) is not None) == config.sft.lora
+    assert all(np.any(np.asarray(x.b)) for x in lora_of(learnt.llama).values())
+    assert learnt.value.hidden.shape == (CRITIC.width, CRITIC.width)
+    assert np.any(np.asarray(learnt.value.out))
+    assert_equal_trees(load_player(whole, "ppo"), learnt.llama)
+
+
+@pytest.mark.slow
+def test_what_samples_is_what_learns_with_adapters_too(grown):
+    whole, _ = grown
+    rows = [row for row in numbers(whole.run_dir) if row["stage"] == "ppo"]
+    assert len(rows) == 2
+    assert all(row["ppo/ratio_error"] < 1e-5 for row in rows)
+    assert rows[0]["ppo/reference_kl_action"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_beside_other_weights(grown):
+    whole, _ = grown
+    moved = jax.tree.map(lambda leaf: leaf + 1, load_policy(whole, "sft"))
+    with pytest.raises(CheckpointMismatchError, match=r"other bits than now in embed"):
+        train_ppo(whole, moved)

@@ -16,6 +16,7 @@ import pytest
 
 from jaxplan.config.schema import (
     EnvConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -24,17 +25,23 @@ from jaxplan.config.schema import (
     RunConfig,
     SftConfig,
 )
-from jaxplan.core.mesh import check_tensors, num_shards, settle, to_host
+from jaxplan.core.mesh import (
+    check_tensors,
+    num_shards,
+    settle,
+    shardings_of,
+    to_host,
+)
 from jaxplan.io.metrics import without_timing
 from jaxplan.io.stopping import StopRequest
-from jaxplan.models.params import AgentParams, init_params
+from jaxplan.models.params import AgentParams, init_params, split_trained
 from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import training_schedule
 from jaxplan.train.loop import Setting, begin_state, check_mesh, iteration, play
 from jaxplan.train.optim import make_optimizer
 from jaxplan.train.ppo import update
 from jaxplan.train.sft import Segments, sft_loss
-from jaxplan.train.state import begin_learner, draw_params
+from jaxplan.train.state import begin_learner, draw_params, reinforcible
 
 MESHES = {"8x1x1": (8, 1, 1), "2x2x2": (2, 2, 2), "1x4x2": (1, 4, 2)}
 ALONE = (1, 1, 1)
@@ -356,6 +363,52 @@ def test_worlds_are_stepped_without_a_word_between_devices(
     else:  # the model speaks, and its weights are gathered once
         assert scopes["say"] > 0
         assert scopes[""] > 0
+
+
+ADAPTED = dataclasses.replace(MODEL, lora=LoraConfig(rank=2, alpha=4.0))
+CRITIC = dataclasses.replace(ADAPTED, width=8, layers=1)
+
+
+@pytest.fixture(scope="module")
+def grown(on_mesh, primed):
+    """Two PPO iterations with adapters and a critic of its own."""
+
+    def run(shape):
+        ppo = dataclasses.replace(PPO, critic=CRITIC)
+        own = on_mesh(shape, model=ADAPTED, ppo=ppo)
+        check_mesh(own)
+        place = jax.jit(lambda x: x, out_shardings=shardings_of(own.specs, own.mesh))
+        placed, specs = place(primed), own.specs_of("ppo")
+        agent = reinforcible(own.growth_key, placed, CRITIC, specs, own.mesh)
+        learns, frozen = split_trained(agent)
+        learning, _ = split_trained(specs)
+        state = begin_state(own, begin_learner(learns, learning, DESCENT, own.mesh))
+        rows = []
+        with jax.set_mesh(own.mesh):
+            own = dataclasses.replace(own, language=settle(own.language))
+            for number in range(2):
+                state, row = iteration(
+                    own, state, placed.llama, DESCENT, number, frozen
+                )
+                rows.append(without_timing(row))
+        return rows, state["learner"].params, frozen
+
+    return run
+
+
+@pytest.mark.slow
+def test_adapters_and_a_critic_learn_the_same_on_every_mesh_and_are_split(grown):
+    (rows, learnt, frozen), (expected, alone, _) = grown((2, 2, 2)), grown(ALONE)
+    for row, other in zip(rows, expected, strict=True):
+        assert row["ppo/ratio_error"] < 1e-5
+        for name, value in other.items():
+            np.testing.assert_allclose(row[name], value, **WITHIN, err_msg=name)
+    assert_close(to_host(learnt), to_host(alone))
+    moved = [np.abs(adapter.b).max() for adapter in alone.llama.layers.lora.values()]
+    assert min(moved) > 1e-5
+    (held,) = bytes_by_device(frozen)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(frozen))
+    assert held < whole / 4 * 1.02
 
 
 @pytest.mark.parametrize(

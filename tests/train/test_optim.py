@@ -9,8 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxplan.config.schema import OptimizerConfig
-from jaxplan.models.params import AgentParams, agent_specs, init_params
+from jaxplan.config.schema import LoraConfig, OptimizerConfig
+from jaxplan.core.specs import abstract_tensors
+from jaxplan.models.params import (
+    AgentParams,
+    agent_specs,
+    init_params,
+    split_trained,
+)
 from jaxplan.train.optim import (
     bad_leaves,
     init_learner,
@@ -189,3 +195,40 @@ def test_muon_leaves_all_but_the_layers_matrices_to_adam(params):
     np.testing.assert_allclose(ends[0].value.hidden, ends[1].value.hidden, rtol=1e-5)
     gap = np.abs(np.asarray(ends[0].llama.layers.up - ends[1].llama.layers.up)).max()
     assert gap > 1e-3
+
+
+def test_only_what_learns_has_moments():
+    """Adapters and the value head: bytes counted by hand."""
+    lora = LoraConfig(rank=3, targets=("query", "attention_out", "down"))
+    model = dataclasses.replace(TINY_MODEL, lora=lora)
+    trained, _ = split_trained(abstract_tensors(agent_specs(model, 20)))
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    learner = jax.eval_shape(lambda p: init_learner(p, optimizer), trained)
+    width, ffn, heads, depth = 32, 48, 4 * 8, 2
+    adapters = depth * 3 * ((width + heads) + (heads + width) + (ffn + width))
+    value_head = width * width + 2 * width + 1
+    for name in ("mu", "nu"):
+        moments = jax.tree.leaves(optax.tree.get(learner.opt_state, name))
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in moments)
+        assert held == 4 * (adapters + value_head)
+
+
+def test_a_critic_of_its_own_is_clipped_and_stepped_apart():
+    """Two losses, two norms: by plain arithmetic, on the first step of a schedule."""
+    critic = dataclasses.replace(TINY_MODEL, layers=1)
+    specs = agent_specs(TINY_MODEL, 20, critic)
+    params = jax.tree.map(lambda spec: jnp.zeros(spec.shape), specs)
+    config = OptimizerConfig(warmup_updates=0, max_grad_norm=1.0)
+    optimizer = make_optimizer(config, 10, value_ratio=5.0, critic_ratio=3.0)
+    small = jax.tree.map(lambda x: jnp.full_like(x, 1e-6), params)
+    grads = dataclasses.replace(
+        small, critic=jax.tree.map(lambda x: jnp.full_like(x, 7.0), small.critic)
+    )
+    learner, _ = update(init_learner(params, optimizer), grads, optimizer)
+    mu = optax.tree.get(learner.opt_state, "mu")
+    kept = 1 - config.beta1  # of a first gradient
+    np.testing.assert_allclose(mu.llama.final_norm, kept * 1e-6, rtol=1e-5)
+    judging = optax.tree.norm((grads.value, grads.critic))
+    np.testing.assert_allclose(mu.critic.final_norm, kept * 7.0 / judging, rtol=1e-5)
+    rate = config.learning_rate
+    np.testing.assert_allclose(learner.params.critic.embed, -3.0 * rate, rtol=1e-3)

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxplan.config.schema import PpoConfig
+from jaxplan.config.schema import ModelConfig, PpoConfig
 from jaxplan.models.heads import value
 from jaxplan.models.llama import forward
+from jaxplan.models.params import init_params
 from jaxplan.rollout.stream import stream_metadata
 from jaxplan.train.optim import Learner, init_learner
-from jaxplan.train.ppo import prepare, split_lanes, update
+from jaxplan.train.ppo import ppo_loss, prepare, split_lanes, update
 
 OPTIMIZER = optax.sgd(0.1)  # its step is the gradient, so gradients can be compared
 CONFIG = PpoConfig(num_minibatches=2, gamma=0.9, gae_lambda=0.8)
@@ -226,3 +227,54 @@ def test_plan_tokens_are_paid_for(learn, segment):
     _, priced = learn(plan_cost=0.1)
     difference = free["ppo/net_reward_per_turn"] - priced["ppo/net_reward_per_turn"]
     np.testing.assert_allclose(difference, 0.1 * spent, rtol=1e-4)
+
+
+CRITIC = ModelConfig(width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_width=8)
+
+
+@pytest.fixture(scope="module")
+def judged(setting, segment):
+    """An agent with a critic of its own, and the gradient of each of its losses."""
+    config = dataclasses.replace(CONFIG, critic=CRITIC)
+    own = init_params(jax.random.key(4), CRITIC, setting.tokenizer.vocab_size)
+    head = dataclasses.replace(own.value, out=jnp.ones(CRITIC.width))
+    params = dataclasses.replace(setting.params, value=head, critic=own.llama)
+    shared = {
+        "config": config,
+        "model": setting.model,
+        "history": setting.rollout.history,
+        "temperature": setting.rollout.temperature,
+    }
+    slots = setting.rollout.rounds * (1 + setting.rollout.decode_steps)
+
+    def loss_of(params, batch, name):
+        grammar, one = setting.language.grammar, jnp.float32(1.0)
+        return ppo_loss(params, batch, grammar, one, one, **shared)[1][name]
+
+    @jax.jit
+    def gradients(params, reference, segment):
+        batch, _ = prepare(
+            params,
+            reference,
+            segment,
+            setting.language.grammar,
+            0.0,
+            **shared,
+            max_decisions=slots,
+        )
+        names = ("ppo/policy_loss", "ppo/value_loss")
+        return [jax.grad(loss_of)(params, batch, name) for name in names]
+
+    return gradients(params, setting.params.llama, segment)
+
+
+def sizes(grads):
+    return [float(jnp.abs(grad).max()) for grad in jax.tree.leaves(grads)]
+
+
+def test_a_critic_of_its_own_and_the_actor_leave_each_other_alone(judged):
+    of_policy, of_values = judged
+    assert min(sizes(of_policy.llama)) > 0
+    assert max(sizes((of_policy.critic, of_policy.value))) == 0
+    assert max(sizes(of_values.llama)) == 0
+    assert min(sizes((of_values.critic, of_values.value))) > 0
