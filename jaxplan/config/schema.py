@@ -120,8 +120,14 @@ class ModelConfig:
     tie_embeddings: bool = True
     attention_bias: bool = False
     mlp_bias: bool = False
+    # Of the matrices; norms, the value head and all of the optimizer stay float32.
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "layer"] = "layer"
+    # What the backward pass finds and does not compute again: everything, the products
+    # with weights ("dots"), or the input of each layer.
+    remat: Literal["none", "dots", "layer"] = "layer"
+    # Who attends within packed streams, the update's way; a cache is read by XLA.
+    attention: Literal["xla", "cudnn", "tokamax"] = "xla"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
