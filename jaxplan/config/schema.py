@@ -104,7 +104,13 @@ class RopeScalingConfig:
 
 @section
 class ModelConfig:
-    """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU."""
+    """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
+
+    Norms, softmax, log-probabilities, the value head and the optimizer are float32
+    whatever the dtypes. The backward pass finds all of the forward pass (``none``), of
+    each layer its products with weights (``dots``) or its input (``layer``), and
+    computes the rest again.
+    """
 
     weights: str | None = None  # Hugging Face folder to start from, with its own shape
     vocab_size: PositiveInt | None = None  # null: as many as the tokenizer has ids
@@ -120,14 +126,10 @@ class ModelConfig:
     tie_embeddings: bool = True
     attention_bias: bool = False
     mlp_bias: bool = False
-    # Of the matrices; norms, the value head and all of the optimizer stay float32.
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # as matrices are stored
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    # What the backward pass finds and does not compute again: everything, the products
-    # with weights ("dots"), or the input of each layer.
-    remat: Literal["none", "dots", "layer"] = "layer"
-    # Who attends within packed streams, the update's way; a cache is read by XLA.
-    attention: Literal["xla", "cudnn", "tokamax"] = "xla"
+    remat: Literal["none", "dots", "layer"] = "layer"  # what is computed twice
+    attention: Literal["xla", "cudnn", "tokamax"] = "xla"  # of updates, not of caches
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
