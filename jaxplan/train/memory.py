@@ -195,10 +195,12 @@ def _update_bytes(
         length=config.rollout.segment_tokens,
         history=config.rollout.history,
     )
-    again = 0
-    if model.remat != "none":
-        one = dataclasses.replace(model, layers=1)
-        again = kept(dataclasses.replace(one, remat="none")) - kept(one)
+
+    def kept_by_a_layer(remat: str) -> int:  # and not by all of them together
+        one, two = (dataclasses.replace(model, layers=n, remat=remat) for n in (1, 2))
+        return kept(two) - kept(one)
+
+    again = kept_by_a_layer("none") - kept_by_a_layer(model.remat)
     specs = setting.specs
     params = with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
     width = min(targets, max(1, _chunk(setting) // (rows * num_shards(mesh))))
