@@ -1,6 +1,7 @@
 """Run the stages of a config: collect, sft, ppo, evaluate, report.
 
     python scripts/train.py --config configs/quickstart.yaml [key=value ...]
+    python scripts/train.py --config ... --dry-run [--compile] [--device-memory 80GiB]
 
 The same command again goes on where it was: finished stages are not run again, and an
 interrupted one resumes from its last checkpoint. This script only assembles the parts.
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from jaxplan.config.reader import parse_command_line
+from jaxplan.config.reader import Flags, parse_command_line
 from jaxplan.config.schema import RunConfig
 
 # XLA logs an error a line for each CPU feature it merely prefers, whenever a program
@@ -34,6 +35,8 @@ def main(description: str, only: tuple[str, ...] = ()) -> int:
     if not stages:
         _say(f"error: stages={list(config.stages)} has none of {', '.join(only)}")
         return 2
+    if flags.dry_run:
+        return dry_run(config, flags)
     from jaxplan.core.processes import OtherProcessError, start_processes
     from jaxplan.core.runtime import start_jax
     from jaxplan.io.rundir import RunDirectory, RunDirectoryError
@@ -74,6 +77,54 @@ def main(description: str, only: tuple[str, ...] = ()) -> int:
     return 0
 
 
+def dry_run(config: RunConfig, flags: Flags) -> int:
+    """Print what each device will hold, and what would help if that is too much."""
+    from jaxplan.core.runtime import start_jax
+    from jaxplan.io.stopping import StopRequest
+    from jaxplan.train import memory
+
+    start_jax(CACHE)
+    try:
+        _, setting = make_setting(config, Path(config.run_root), StopRequest())
+        plan = memory.plan_memory(setting)
+        compiled = memory.compiled_bytes(setting) if flags.compile else None
+    except ValueError as error:
+        _say(f"error: {error}")
+        return 2
+    print(memory.memory_table(plan, compiled))
+    there = flags.device_memory or memory.device_bytes()
+    if there is None:
+        return 0
+    sentence, fits = memory.verdict(setting, plan, there)
+    print(sentence)
+    return 0 if fits else 1
+
+
+def make_setting(config: RunConfig, run_dir: Path, stop):
+    """Tokenizer, world and language; sizes that do not fit are refused."""
+    from jaxplan.envs.worlds import make_env
+    from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
+    from jaxplan.text.tokenizer import load_tokenizer
+    from jaxplan.train.loop import Setting
+
+    tokenizer = load_tokenizer(config.text.tokenizer)
+    tokenizer = tokenizer.fill_up(config.model.vocab_size)
+    env = make_env(config.env)
+    language = make_language(tokenizer, env, config.plan)
+    turn_tokens = longest_turn(tokenizer, env, config.plan)
+    check_sizes(language, config.rollout, config.plan, turn_tokens)
+    setting = Setting(
+        config=config,
+        run_dir=run_dir,
+        env=env,
+        language=language,
+        vocab_size=tokenizer.vocab_size,
+        turn_tokens=turn_tokens,
+        stop=stop,
+    )
+    return tokenizer, setting
+
+
 def _say(sentence: str) -> None:
     from jaxplan.core.processes import is_first
 
@@ -88,31 +139,20 @@ class Run:
     """One run: what all stages share, made once, and the stages."""
 
     def __init__(self, config: RunConfig, run, stop, compile_seconds) -> None:
-        """Make tokenizer, world and language; refuse sizes that do not fit."""
+        """Make what all stages share; refuse what does not fit or cannot run."""
         import jax
 
-        from jaxplan.envs.worlds import make_env
-        from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
-        from jaxplan.text.tokenizer import load_tokenizer
-        from jaxplan.train.loop import Setting, check_mesh
+        from jaxplan.models.attention import check_attention, compiled_kernels
+        from jaxplan.train.loop import check_mesh
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
-        tokenizer = load_tokenizer(config.text.tokenizer)
-        self.tokenizer = tokenizer.fill_up(config.model.vocab_size)
-        env = make_env(config.env)
-        language = make_language(self.tokenizer, env, config.plan)
-        turn_tokens = longest_turn(self.tokenizer, env, config.plan)
-        check_sizes(language, config.rollout, config.plan, turn_tokens)
-        self.setting = Setting(
-            config=config,
-            run_dir=run.path,
-            env=env,
-            language=language,
-            vocab_size=self.tokenizer.vocab_size,
-            turn_tokens=turn_tokens,
-            stop=stop,
-        )
+        self.tokenizer, self.setting = make_setting(config, run.path, stop)
         check_mesh(self.setting)
+        check_attention(config.model, jax.default_backend())
+        kernels = compiled_kernels(config.model, config.rollout.segment_tokens)
+        _say(
+            f"attention: {config.model.attention}, {', '.join(kernels) or 'XLA alone'}"
+        )
         used, there = self.setting.mesh.size, jax.device_count()
         if used < there:
             _say(f"mesh: {used} of {there} devices; mesh.data=-1 takes all")

@@ -44,16 +44,22 @@ class Flags:
     Attributes:
         resume: go on in a run directory although its config was another.
         fresh: discard what the run directory holds.
+        dry_run: tell the memory of every device and do nothing.
+        compile: ask the compiler, too.
+        device_memory: bytes of a device; None: what the device says.
     """
 
     resume: bool
     fresh: bool
+    dry_run: bool
+    compile: bool
+    device_memory: int | None
 
 
 def parse_command_line(
     argv: Sequence[str] | None = None, description: str = ""
 ) -> tuple[RunConfig, Flags]:
-    """Read ``--config FILE key=value ... [--resume | --fresh]``.
+    """Read ``--config FILE key=value ... [--resume | --fresh | --dry-run]``.
 
     ``--help`` and ``--print-config`` print and exit with 0; mistakes are printed, all
     of them, and exit with 2.
@@ -73,7 +79,8 @@ def parse_command_line(
         sys.exit(2)
     if args.print_config:
         _print_and_exit(to_yaml(config))
-    return config, Flags(resume=args.resume, fresh=args.fresh)
+    names = (field.name for field in dataclasses.fields(Flags))
+    return config, Flags(**{name: getattr(args, name) for name in names})
 
 
 def load_config(
@@ -319,7 +326,23 @@ def _make_parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on although the config has changed")
     add("--fresh", action="store_true", help="discard what the run directory holds")
+    add("--dry-run", action="store_true", help="print each device's memory, and exit")
+    add = parser.add_argument
+    add("--compile", action="store_true", help="in a dry run, ask the compiler as well")
+    text = "such as 80GiB: what a device of the dry run has"
+    add("--device-memory", type=_to_bytes, metavar="SIZE", help=text)
     return parser
+
+
+def _to_bytes(text: str) -> int:
+    """Read 80GiB, 512MiB or 80GB."""
+    units = {"GiB": 2**30, "MiB": 2**20, "TiB": 2**40, "GB": 10**9, "MB": 10**6}
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", text)
+    if found is None or found[2] not in units:
+        raise argparse.ArgumentTypeError(
+            f"got '{text}'; wanted a number and one of {', '.join(units)}, as in 80GiB"
+        )
+    return int(float(found[1]) * units[found[2]])
 
 
 def _print_and_exit(text: str) -> NoReturn:

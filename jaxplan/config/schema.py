@@ -131,7 +131,13 @@ class LoraConfig:
 
 @section
 class ModelConfig:
-    """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU."""
+    """A Llama: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
+
+    Norms, softmax, log-probabilities, the value head and the optimizer are float32
+    whatever the dtypes. The backward pass finds all of the forward pass (``none``), of
+    each layer its products with weights (``dots``) or its input (``layer``), and
+    computes the rest again.
+    """
 
     weights: str | None = None  # Hugging Face folder to start from, with its own shape
     vocab_size: PositiveInt | None = None  # null: as many as the tokenizer has ids
@@ -147,8 +153,10 @@ class ModelConfig:
     tie_embeddings: bool = True
     attention_bias: bool = False
     mlp_bias: bool = False
+    param_dtype: Literal["float32", "bfloat16"] = "float32"  # as matrices are stored
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "layer"] = "layer"
+    remat: Literal["none", "dots", "layer"] = "layer"  # what is computed twice
+    attention: Literal["xla", "cudnn", "tokamax"] = "xla"  # of updates, not of caches
     lora: LoraConfig = Field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from jaxplan.config.schema import MeshConfig
@@ -22,6 +22,7 @@ from jaxplan.core.specs import TensorSpec
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "model")
+AnyMesh = Mesh | AbstractMesh  # of devices, or of their number alone
 WHOLE = PartitionSpec()
 LANES = PartitionSpec(("data", "fsdp"))  # of arrays whose first axis is lanes
 
@@ -70,12 +71,21 @@ def make_mesh(config: MeshConfig) -> Mesh:
     )
 
 
-def num_shards(mesh: Mesh) -> int:
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """The mesh of a config without its devices; -1 counts those that are here."""
+    rest = config.fsdp * config.model
+    data = max(1, jax.device_count() // rest) if config.data == -1 else config.data
+    return AbstractMesh(
+        (data, config.fsdp, config.model), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def num_shards(mesh: AnyMesh) -> int:
     """How many parts lanes are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def sharding_on(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
+def sharding_on(mesh: AnyMesh, spec: PartitionSpec) -> NamedSharding:
     """``spec`` on a mesh, written as compiled programs write it in their results.
 
     Axes of a single device drop out, and what is not split is not mentioned at the end.
@@ -93,7 +103,7 @@ def sharding_on(mesh: Mesh, spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
-def partition_of(spec: TensorSpec, mesh: Mesh) -> PartitionSpec:
+def partition_of(spec: TensorSpec, mesh: AnyMesh) -> PartitionSpec:
     """What each axis of a tensor is split over.
 
     Raises:
@@ -109,12 +119,12 @@ def partition_of(spec: TensorSpec, mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def shardings_of(specs: Any, mesh: Mesh) -> Any:
+def shardings_of(specs: Any, mesh: AnyMesh) -> Any:
     """The sharding of every tensor of a spec tree."""
     return jax.tree.map(lambda spec: sharding_on(mesh, partition_of(spec, mesh)), specs)
 
 
-def check_tensors(specs: Any, mesh: Mesh) -> None:
+def check_tensors(specs: Any, mesh: AnyMesh) -> None:
     """Refuse tensors that the mesh cannot split evenly.
 
     Raises:

@@ -1,12 +1,18 @@
 """Rotary positions and grouped-query attention.
 
 Both ways through the Llama end here, so sampling and training use the same formula.
+Within packed streams ``model.attention`` chooses who computes it: XLA from ``attend``,
+or a library's kernels that keep no scores. All get the same mask.
 """
 
 import functools
+import importlib.util
 import math
+import re
+from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -101,6 +107,94 @@ def attend(
     mixed = (whole.mixed / whole.total).astype(query.dtype)
     mixed = mixed.reshape(batch, kv_heads, group, length, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+def attend_packed(
+    query: Float[Array, "B S N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B S S"],
+    implementation: str,
+) -> Float[Array, "B S N H"]:
+    """Attention within packed streams; no query sees a key that comes after it.
+
+    What a query without any key gets is finite and means nothing.
+
+    Args:
+        query: N / K query heads share a head of keys and values.
+        key: of the same tokens.
+        value: of the same tokens.
+        mask: which query sees which key, see ``visible``.
+        implementation: ``xla``, ``cudnn`` or ``tokamax``, see ``check_attention``.
+    """
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask[:, None], implementation="cudnn"
+        )
+    if implementation == "tokamax":
+        return _tokamax().dot_product_attention(query, key, value, mask=mask[:, None])
+    return attend_causally(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+
+
+def _tokamax() -> Any:
+    tokamax = importlib.import_module("tokamax")
+    flags = importlib.import_module("absl.flags").FLAGS
+    if not flags.is_parsed():  # or it would read the command line, which is ours
+        flags(["jaxplan"])
+    return tokamax
+
+
+def check_attention(config: ModelConfig, platform: str) -> None:
+    """Refuse an implementation that cannot run here.
+
+    Args:
+        config: of the model.
+        platform: of the devices: ``cpu``, ``gpu`` or ``tpu``.
+
+    Raises:
+        ValueError: what is missing, and what to do.
+    """
+    if config.attention == "cudnn" and (
+        platform != "gpu" or config.compute_dtype != "bfloat16"
+    ):
+        raise ValueError(
+            "model.attention=cudnn needs an NVIDIA GPU and model.compute_dtype="
+            f"bfloat16; the devices are {platform}, and compute_dtype is "
+            f"{config.compute_dtype}; model.attention=xla runs everywhere"
+        )
+    if config.attention == "tokamax" and not importlib.util.find_spec("tokamax"):
+        raise ValueError(
+            "model.attention=tokamax: the package tokamax is not installed; "
+            "pip install 'jaxplan[tokamax]', or use model.attention=xla"
+        )
+
+
+def compiled_kernels(config: ModelConfig, length: int) -> list[str]:
+    """Kernels outside of XLA that attention compiles to, forward and backward.
+
+    The name in a config is a wish, and libraries fall back in silence; this asks the
+    compiler. An empty list means that XLA made it all itself.
+
+    Args:
+        config: of the model.
+        length: of a stream, in tokens.
+    """
+    heads = {
+        name: jax.ShapeDtypeStruct(
+            (1, length, number, config.head_dim), config.compute_dtype
+        )
+        for name, number in (("query", config.heads), ("key", config.kv_heads))
+    }
+    mask = jax.ShapeDtypeStruct((1, length, length), bool)
+
+    def loss(query, key, value, mask):
+        mixed = attend_packed(query, key, value, mask, config.attention)
+        return jnp.sum(mixed.astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    arguments = heads["query"], heads["key"], heads["key"], mask
+    text = gradient.lower(*arguments).compile().as_text() or ""
+    return sorted(set(re.findall(r'custom_call_target="([^"]+)"', text)))
 
 
 def attend_causally(

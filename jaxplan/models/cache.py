@@ -3,9 +3,14 @@
 Layers are unrolled and every layer owns its buffers, so that inside a donated scan
 carry each write happens in place; a stacked cache would be copied at every token. A
 lane's stream is cut into blocks, a buffer each, and blocks that no lane has reached
-are not read: slicing one long buffer instead would copy what it keeps. The lanes that
-count are those of one device (``core.mesh.each_shard``), so nobody is asked.
+are not read: slicing one long buffer instead would copy what it keeps. How many blocks
+that are is decided once for all layers, as an accelerator waits for its host at each
+such decision. The lanes that count are those of one device (``core.mesh.each_shard``),
+so nobody is asked.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -21,7 +26,8 @@ from jaxplan.models.llama import layer_step, rms_norm
 from jaxplan.models.params import LlamaParams, cast_params
 from jaxplan.models.visibility import NO_PLAN, PADDING_EPISODE, TokenMeta, visible
 
-BLOCK = 128  # tokens of one buffer
+BLOCK = 128  # tokens of one buffer at least
+MOST_BLOCKS = 4  # a program holds the layers once for each number it may read
 
 Blocks = tuple[Float[Array, "B K _ H"], ...]  # one layer's buffers, in stream order
 
@@ -43,6 +49,12 @@ class Cache:
     cursor: Int[Array, " B"]
 
 
+def block_sizes(capacity: int) -> list[int]:
+    """Tokens of each buffer of a stream of ``capacity`` tokens."""
+    size = max(BLOCK, -(-capacity // MOST_BLOCKS))
+    return [min(size, capacity - start) for start in range(0, capacity, size)]
+
+
 def init_cache(
     config: ModelConfig, batch: int, capacity: int, dtype: DTypeLike
 ) -> Cache:
@@ -56,8 +68,7 @@ def init_cache(
         return constrain(jnp.zeros(shape, dtype), "lanes", "kv_heads")
 
     def blocks() -> Blocks:
-        starts = range(0, capacity, BLOCK)
-        return tuple(block(min(BLOCK, capacity - start)) for start in starts)
+        return tuple(block(size) for size in block_sizes(capacity))
 
     def full(value: int) -> Int[Array, "B S"]:
         return jnp.full((batch, capacity), value, jnp.int32)
@@ -111,30 +122,49 @@ def extend(
     rotation = rotation_at(meta.position, config)
     slots = _slots(cache, lengths, tokens.shape[1])
     stored = _write_meta(cache.meta, meta, slots)
-    mask = visible(meta, stored, history)
-    last_block = (jnp.max(cache.cursor + lengths) - 1) // BLOCK
 
-    keys, values = [], []
-    x = params.embed[tokens]
-    for layer, old_keys, old_values in zip(
-        layers, cache.keys, cache.values, strict=True
-    ):
+    def through_layers(blocks, state):
+        x, *cached = state
+        live = sum(block.shape[2] for block in cache.keys[0][:blocks])
+        seen = jax.tree.map(lambda values: values[:, :live], stored)
+        mask = visible(meta, seen, history)
+        keys, values = [], []
+        for layer, old_keys, old_values in zip(layers, *cached, strict=True):
 
-        def attention(query, key, value, old_keys=old_keys, old_values=old_values):
-            keys.append(_write_blocks(old_keys, key, slots))
-            values.append(_write_blocks(old_values, value, slots))
-            return _attend_until(last_block, query, keys[-1], values[-1], mask)
+            def attention(query, key, value, old_keys=old_keys, old_values=old_values):
+                keys.append(_write_blocks(old_keys, key, slots))
+                values.append(_write_blocks(old_values, value, slots))
+                return attend(query, keys[-1][:blocks], values[-1][:blocks], mask)
 
-        x = layer_step(x, layer, rotation, attention, config)
+            x = layer_step(x, layer, rotation, attention, config)
+        return x, tuple(keys), tuple(values)
 
+    reach, capacity = jnp.max(cache.cursor + lengths), stored.position.shape[1]
+    state = params.embed[tokens], cache.keys, cache.values
+    x, keys, values = _on_live_blocks(through_layers, state, reach, capacity)
     hidden = rms_norm(x, params.final_norm, config.norm_eps)
     longer = Cache(
-        keys=tuple(keys),
-        values=tuple(values),
+        keys=keys,
+        values=values,
         meta=stored,
         cursor=cache.cursor + lengths,
     )
     return hidden, longer
+
+
+def _on_live_blocks(
+    step: Callable[[int, Any], Any], state: Any, reach: Array, capacity: int
+) -> Any:
+    """Call ``step(blocks, state)`` with as few blocks as hold ``reach`` tokens."""
+    sizes = block_sizes(capacity)
+    if len(sizes) == 1:
+        return step(1, state)
+    live = jnp.clip(-(-reach // sizes[0]), 1, len(sizes))
+    for blocks in range(1, len(sizes) + 1):
+        # A loop of one iteration or none: a conditional would copy the cache.
+        times = (live == blocks).astype(jnp.int32)
+        state = lax.fori_loop(0, times, lambda _, s, n=blocks: step(n, s), state)
+    return state
 
 
 def _slots(cache, lengths, chunk):
@@ -165,16 +195,3 @@ def _write_blocks(blocks, new, slots):
         written.append(block.at[lane, :, local].set(new, mode="drop"))
         start += size
     return tuple(written)
-
-
-def _attend_until(last_block, query, keys, values, mask):
-    """Attend to the blocks up to the last one that any lane has reached."""
-
-    def attend_first(count):
-        length = sum(block.shape[2] for block in keys[:count])
-        return lambda query, keys, values, mask: attend(
-            query, keys[:count], values[:count], mask[:, :, :length]
-        )
-
-    branches = [attend_first(count) for count in range(1, len(keys) + 1)]
-    return lax.switch(last_block, branches, query, keys, values, mask)

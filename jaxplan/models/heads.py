@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 
 from jaxplan.models.params import LlamaParams, ValueParams
 
+_LOGITS_AT_ONCE = 2**27  # half a GiB in float32
+_MOST_TOKENS = 4096
+
 
 def lm_logits(
     params: LlamaParams, hidden: Float[Array, "*batch D"]
@@ -33,6 +36,12 @@ def value(
     bias = jnp.broadcast_to(params.hidden_bias, wide.shape)
     inner = jax.nn.silu(wide @ params.hidden + bias)
     return inner @ params.out + params.out_bias
+
+
+def chunk_tokens(params: LlamaParams) -> int:
+    """Tokens whose logits exist at one time: 4096, or fewer of a large vocabulary."""
+    vocab_size = params.embed.shape[0]
+    return max(1, min(_MOST_TOKENS, _LOGITS_AT_ONCE // vocab_size))
 
 
 def map_token_chunks(fn: Callable[..., Any], chunk: int, *arrays: Any) -> Any:

@@ -14,13 +14,20 @@ from jaxtyping import Array, Float, Int
 
 from jaxplan.config.schema import ModelConfig
 from jaxplan.core.mesh import constrain
-from jaxplan.models.attention import Rotation, attend_causally, rotate, rotation_at
+from jaxplan.models.attention import Rotation, attend_packed, rotate, rotation_at
 from jaxplan.models.lora import low_rank
 from jaxplan.models.params import LayerParams, LlamaParams, cast_params
 from jaxplan.models.visibility import TokenMeta, visible
 
 # query [B, T, N, H], new keys and new values [B, T, K, H] -> mixed values [B, T, N, H]
 Attention = Callable[[Array, Array, Array], Float[Array, "B T N H"]]
+
+# What ``jax.checkpoint`` keeps of a layer besides its input. Scores and weights of
+# attention, which grow with the square of a stream's length, are never kept.
+_KEPT = {
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 def rms_norm(
@@ -88,14 +95,16 @@ def forward(
     mask = visible(meta, meta, history)
 
     def attention(query, key, value):
-        return attend_causally(query, key.swapaxes(1, 2), value.swapaxes(1, 2), mask)
+        return attend_packed(query, key, value, mask, config.attention)
 
     # Said here, or the compiler may split activations like the weights they meet.
     def scan_layer(x, layer):
         x = layer_step(x, layer, rotation, attention, config)
         return constrain(x, "lanes"), None
 
-    remember = config.remat == "none"
-    step = scan_layer if remember else jax.checkpoint(scan_layer, prevent_cse=False)
+    step = scan_layer
+    if config.remat != "none":
+        policy = _KEPT[config.remat]
+        step = jax.checkpoint(scan_layer, prevent_cse=False, policy=policy)
     x, _ = lax.scan(step, constrain(params.embed[tokens], "lanes"), params.layers)
     return rms_norm(x, params.final_norm, config.norm_eps)

@@ -1,7 +1,8 @@
 """The agent's tensors: what they are called, how long they are, how they start.
 
-Containers are plain pytrees; ``agent_specs`` declares every tensor once. The master
-copy is float32; ``cast_params`` makes the copy a program computes with.
+Containers are plain pytrees; ``agent_specs`` declares every tensor once. The copy that
+learns is stored as ``model.param_dtype``, its norms and the value head as float32;
+``cast_params`` makes the copy a program computes with.
 """
 
 import dataclasses
@@ -85,8 +86,9 @@ def layer_specs(config: ModelConfig) -> LayerParams:
     from_width = normal(width**-0.5)
 
     def spec(init, **axes):
+        dtype = jnp.float32 if init is ones else config.param_dtype  # ones: a norm
         return TensorSpec(
-            (depth, *axes.values()), ("layers", *axes.keys()), init, jnp.float32
+            (depth, *axes.values()), ("layers", *axes.keys()), init, dtype
         )
 
     def bias(wanted, **axes):
@@ -122,14 +124,15 @@ def layer_specs(config: ModelConfig) -> LayerParams:
 
 def llama_specs(config: ModelConfig, vocab_size: int) -> LlamaParams:
     """Declare a Llama's own tensors: a ``LlamaParams`` with a spec at each leaf."""
-    head = TensorSpec(
-        (config.width, vocab_size), ("width", "vocab"), normal(config.width**-0.5)
-    )
+    width, dtype = config.width, config.param_dtype
+    embed = TensorSpec((vocab_size, width), ("vocab", "width"), normal(0.02), dtype)
+    init = normal(width**-0.5)
+    head = TensorSpec((width, vocab_size), ("width", "vocab"), init, dtype)
     return spec_tree(
         LlamaParams,
-        embed=TensorSpec((vocab_size, config.width), ("vocab", "width"), normal(0.02)),
+        embed=embed,
         layers=layer_specs(config),
-        final_norm=TensorSpec((config.width,), ("width",), ones),
+        final_norm=TensorSpec((width,), ("width",), ones),
         lm_head=None if config.tie_embeddings else head,
     )
 

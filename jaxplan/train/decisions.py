@@ -10,13 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.core.roles import Role
-from jaxplan.models.heads import lm_logits, map_token_chunks
+from jaxplan.models.heads import chunk_tokens, lm_logits, map_token_chunks
 from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import DECIDE, DECIDE_ACT, Grammar
 from jaxplan.rollout.sample import choice_of, chose_plan, token_log_probs
 from jaxplan.rollout.stream import Tokens
-
-_CHUNK = 4096  # tokens whose logits exist at one time
 
 
 @chex.dataclass(frozen=True)
@@ -161,7 +159,8 @@ def score(
             legal_mass=mass,
         )
 
-    return map_token_chunks(score_chunk, _CHUNK, at, decisions.token, decisions.state)
+    chunk = chunk_tokens(params)
+    return map_token_chunks(score_chunk, chunk, at, decisions.token, decisions.state)
 
 
 def _entropy(

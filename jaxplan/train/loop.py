@@ -25,6 +25,7 @@ from jaxplan.core.masked import masked_mean
 from jaxplan.core.mesh import (
     LANES,
     WHOLE,
+    AnyMesh,
     check_tensors,
     make_mesh,
     num_shards,
@@ -120,7 +121,12 @@ def check_mesh(setting: Setting) -> None:
     Raises:
         ValueError: with the numbers, and what to change.
     """
-    config, mesh = setting.config, setting.mesh
+    check_division(setting, setting.mesh)
+
+
+def check_division(setting: Setting, mesh: AnyMesh) -> None:
+    """``check_mesh`` for devices that need not be there."""
+    config = setting.config
     for stage in ("sft", "ppo"):
         check_tensors(setting.specs_of(stage), mesh)
     shards = num_shards(mesh)
@@ -335,16 +341,21 @@ def _begin_play(setting: Setting, pool_seeds: jax.Array) -> dict[str, Any]:
     return {"carry": carry, "pool": pool}
 
 
-def _play_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+def _play_shardings(mesh: AnyMesh) -> dict[str, NamedSharding]:
     """Every lane on its device; the pool on all, so that any lane finds any world."""
     return {"carry": sharding_on(mesh, LANES), "pool": sharding_on(mesh, WHOLE)}
 
 
-def _abstract_state(setting: Setting, learner: Learner) -> dict[str, Any]:
-    """All that lives on between two iterations: shapes, and where it lies."""
+def abstract_play(setting: Setting, mesh: AnyMesh) -> dict[str, Any]:
+    """The lanes and the pool of worlds: shapes, and where they lie."""
     seeds = jax.ShapeDtypeStruct((setting.config.env.pool_size,), jnp.int32)
     play = jax.eval_shape(functools.partial(_begin_play, setting), seeds)
-    return {"learner": learner} | with_shardings(play, _play_shardings(setting.mesh))
+    return with_shardings(play, _play_shardings(mesh))
+
+
+def _abstract_state(setting: Setting, learner: Learner) -> dict[str, Any]:
+    """All that lives on between two iterations: shapes, and where it lies."""
+    return {"learner": learner} | abstract_play(setting, setting.mesh)
 
 
 def begin_state(setting: Setting, learner: Learner) -> dict[str, Any]:

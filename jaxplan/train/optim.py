@@ -1,4 +1,7 @@
-"""The optimizer: AdamW or Muon, warm-up, cosine decay, clipping by the global norm."""
+"""The optimizer: AdamW or Muon, warm-up, cosine decay, clipping by the global norm.
+
+It computes in float32 and keeps its moments so, whatever the parameters are stored as.
+"""
 
 import dataclasses
 from typing import Any
@@ -7,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxplan.config.schema import OptimizerConfig
@@ -152,10 +155,9 @@ def init_learner(
     params: AgentParams, optimizer: optax.GradientTransformation
 ) -> Learner:
     """A learner before its first update."""
-    tree: Any = params
     return Learner(
         params=params,
-        opt_state=optimizer.init(tree),
+        opt_state=optimizer.init(_widen(params)),
         skipped=jnp.int32(0),
         bad_leaves=jax.tree.map(lambda _: jnp.array(False), params),
     )
@@ -171,12 +173,13 @@ def update_learner(
     Returns:
         The learner and the global norm of the gradients before clipping.
     """
-    before: Any = learner.params
+    before, grads = _widen(learner.params), _widen(grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, learner.opt_state, before)
-    old = before, learner.opt_state
-    new = optax.apply_updates(before, updates), opt_state
+    old = learner.params, learner.opt_state
+    after = optax.apply_updates(before, updates)
+    new = _store(after, learner.params, opt_state), opt_state
     params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     return Learner(
         params=params,
@@ -184,6 +187,37 @@ def update_learner(
         skipped=jnp.where(finite, 0, learner.skipped + 1),
         bad_leaves=jax.tree.map(lambda g: ~jnp.isfinite(jnp.sum(g * g)), grads),
     ), norm
+
+
+def _widen(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+
+def _store(tree: Any, like: Any, opt_state: Any) -> Any:
+    """Round to the dtypes the parameters are stored as.
+
+    Rounding to bfloat16 is random and right on average: a step is often smaller than
+    half the distance to the next number, and to the nearest it would always be lost.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(like)]
+    if all(dtype == jnp.float32 for dtype in dtypes):
+        return tree
+    _, number = optax.tree.get_all_with_path(opt_state, "count")[0]
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), len(leaves))
+    stored = [
+        leaf if dtype == jnp.float32 else _round_randomly(leaf, key)
+        for leaf, dtype, key in zip(leaves, dtypes, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, stored)
+
+
+def _round_randomly(numbers: Array, key: PRNGKeyArray) -> Array:
+    """Float32 to one of the two bfloat16 around it: its upper half, after a chance."""
+    lower = jax.random.bits(key, numbers.shape, jnp.uint16).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(numbers, jnp.uint32) + lower
+    cut = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return cut.astype(jnp.bfloat16)
 
 
 def bad_leaves(learner: Learner) -> list[str]:

@@ -20,14 +20,13 @@ from jaxplan.config.schema import ModelConfig, SftConfig
 from jaxplan.core.masked import masked_mean, masked_sum
 from jaxplan.core.mesh import split_by_lane
 from jaxplan.core.roles import Role
-from jaxplan.models.heads import lm_logits, map_token_chunks
+from jaxplan.models.heads import chunk_tokens, lm_logits, map_token_chunks
 from jaxplan.models.llama import forward
 from jaxplan.models.params import AgentParams, LlamaParams, join
 from jaxplan.models.visibility import TokenMeta
 from jaxplan.train.decisions import hidden_before, select
 from jaxplan.train.optim import Learner, update_learner
 
-_CHUNK = 4096  # tokens whose logits exist at one time
 _ROLES = {
     "decide": Role.DECIDE,
     "plan": Role.PLAN,
@@ -101,7 +100,8 @@ def imitate(
         kl = jnp.sum(gaps[0], axis=-1) if gaps else jnp.zeros_like(loss)
         return loss, jnp.argmax(own, axis=-1) == target, kl
 
-    loss, correct, kl = map_token_chunks(score_chunk, _CHUNK, at, target)
+    chunk = chunk_tokens(params.llama)
+    loss, correct, kl = map_token_chunks(score_chunk, chunk, at, target)
     return _Targets(
         loss=loss,
         correct=correct,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxplan.config.schema import ModelConfig
-from jaxplan.core.mesh import WHOLE, sharding_on, shardings_of
+from jaxplan.core.mesh import WHOLE, AnyMesh, sharding_on, shardings_of
 from jaxplan.core.specs import abstract_tensors, init_tensors, spec_tree
 from jaxplan.io.checkpoints import latest_step, load_checkpoint
 from jaxplan.models.adapter_files import load_adapters
@@ -113,7 +113,7 @@ def reinforcible(
 
 
 def learner_shardings(
-    specs: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+    specs: PyTree, optimizer: optax.GradientTransformation, mesh: AnyMesh
 ) -> Learner:
     """Where a learner lies: moments like the tensors they belong to, counters whole."""
     params, whole = shardings_of(specs, mesh), sharding_on(mesh, WHOLE)
@@ -154,7 +154,7 @@ def begin_learner(
 
 
 def abstract_learner(
-    specs: PyTree, optimizer: optax.GradientTransformation, mesh: Mesh
+    specs: PyTree, optimizer: optax.GradientTransformation, mesh: AnyMesh
 ) -> Learner:
     """What a checkpoint of a learner holds, and where it is to go."""
     shapes = jax.eval_shape(

@@ -454,7 +454,25 @@ def test_the_command_line_gives_a_config_and_flags(tmp_path):
         ["seed=3", "--config", str(file), "name=x", "--resume"]
     )
     assert (config.seed, config.name) == (3, "x")
-    assert (flags.resume, flags.fresh) == (True, False)
+    assert (flags.resume, flags.fresh, flags.dry_run) == (True, False, False)
+    assert flags.device_memory is None
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("80GiB", 80 * 2**30), ("1.5 GB", 15 * 10**8)]
+)
+def test_a_dry_run_is_told_what_a_device_has(size, expected):
+    _, flags = parse_command_line(["--dry-run", "--device-memory", size, "seed=3"])
+    assert flags.dry_run
+    assert not flags.compile
+    assert flags.device_memory == expected
+
+
+def test_memory_without_a_unit_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(["--dry-run", "--device-memory", "80"])
+    assert caught.value.code == 2
+    assert "got '80'; wanted a number and one of GiB" in capsys.readouterr().err
 
 
 def test_mistakes_on_the_command_line_exit_with_2_and_no_traceback(capsys):

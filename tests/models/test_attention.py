@@ -1,3 +1,5 @@
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,15 @@ from jaxplan.config.schema import ModelConfig, RopeScalingConfig
 from jaxplan.models.attention import (
     attend,
     attend_causally,
+    attend_packed,
+    check_attention,
+    compiled_kernels,
     rope_frequencies,
     rotate,
     rotation_at,
 )
+from jaxplan.models.visibility import visible
+from tests.fakes import random_stream
 
 
 def normal(rng, *shape):
@@ -121,3 +128,59 @@ def test_llama3_scaling_slows_only_what_turns_rarely():
             expected = (1 - smooth) * frequency / 8 + smooth * frequency
         np.testing.assert_allclose(slowed, expected, rtol=1e-12)
     assert len(np.unique(np.round(before / after, 6))) > 2
+
+
+def packed_example():
+    """Two packed streams with turns, plans, deaths and padding, and what they see."""
+    rng = np.random.default_rng(3)
+    _, meta = random_stream(rng, 2, 70)
+    mask = visible(meta, meta, 3)
+    query = normal(rng, 2, 70, 4, 8)
+    key, value = (normal(rng, 2, 70, 2, 8) for _ in range(2))
+    return query, key, value, mask
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tokamax"])
+def test_every_implementation_attends_by_the_same_mask(implementation):
+    if implementation == "tokamax":
+        pytest.importorskip("tokamax")
+    query, key, value, mask = packed_example()
+    sees = np.asarray(mask).any(axis=-1)
+    assert not sees.all()  # padding sees nothing
+
+    def graded(implementation):
+        def loss(query, key, value):
+            mixed = attend_packed(query, key, value, mask, implementation)
+            mixed = jnp.where(sees[:, :, None, None], mixed, 0)
+            return jnp.sum(jnp.sin(mixed)), mixed
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+
+    (_, mixed), grads = jax.jit(graded(implementation))(query, key, value)
+    heads_first = (array.swapaxes(1, 2) for array in (key, value))
+    expected = softmax_attention(
+        query, *heads_first, np.where(sees[..., None], mask, True)
+    )
+    np.testing.assert_allclose(mixed[sees], expected[sees], atol=2e-6)
+    _, own = jax.jit(graded("xla"))(query, key, value)
+    for a, b in zip(grads, own, strict=True):
+        assert jnp.isfinite(a).all()
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_attention_that_cannot_run_here_is_refused_with_advice():
+    check_attention(ModelConfig(), "cpu")
+    cudnn = ModelConfig(attention="cudnn", compute_dtype="bfloat16")
+    check_attention(cudnn, "gpu")
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU .* are cpu.*=xla"):
+        check_attention(cudnn, "cpu")
+    with pytest.raises(ValueError, match="compute_dtype is float32"):
+        check_attention(ModelConfig(attention="cudnn"), "gpu")
+    if importlib.util.find_spec("tokamax") is None:
+        with pytest.raises(ValueError, match=r"pip install 'jaxplan\[tokamax\]'"):
+            check_attention(ModelConfig(attention="tokamax"), "cpu")
+
+
+def test_xla_attends_without_foreign_kernels():
+    config = ModelConfig(heads=2, kv_heads=1, head_dim=8)
+    assert compiled_kernels(config, 16) == []

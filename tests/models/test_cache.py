@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplan.models.cache import BLOCK, extend, init_cache
+from jaxplan.models.cache import BLOCK, block_sizes, extend, init_cache
 from jaxplan.models.llama import forward
 from jaxplan.models.params import init_params, unstack_layers
 from tests.fakes import TINY_MODEL, TINY_VOCAB, plain_meta, random_stream
@@ -68,6 +68,17 @@ def test_reading_bit_by_bit_equals_reading_at_once(kv_heads):
     np.testing.assert_allclose(hidden[real], expected[real], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "capacity", [1, 100, BLOCK, 300, 4 * BLOCK, 4 * BLOCK + 3, 9999]
+)
+def test_blocks_are_few_and_hold_the_capacity(capacity):
+    sizes = block_sizes(capacity)
+    assert sum(sizes) == capacity
+    assert len(sizes) <= 4
+    assert len(set(sizes[:-1])) <= 1
+    assert sizes[-1] <= sizes[0]
+
+
 def test_a_lane_of_length_zero_is_untouched_bit_for_bit(llama):
     tokens, meta = random_stream(np.random.default_rng(0), LANES, LENGTH)
     llama = unstack_layers(llama)
@@ -120,6 +131,7 @@ def test_a_decode_loop_writes_in_place(chunk):
     # Keys and values outweigh all else: a copy of one layer's would be seen.
     config = dataclasses.replace(TINY_MODEL, head_dim=32)
     lanes, capacity = 16, 4 * BLOCK
+    assert len(block_sizes(capacity)) == 4
     llama = unstack_layers(init_params(jax.random.key(0), config, TINY_VOCAB).llama)
 
     def decode(llama, cache):

@@ -88,19 +88,27 @@ def test_episodes_packed_into_one_stream_do_not_notice_each_other(llama):
         np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4)
 
 
-def test_rematerialisation_changes_no_gradient(llama):
+def test_rematerialisation_changes_no_gradient_and_keeps_less(llama):
     tokens, meta = random_stream(np.random.default_rng(4), 2, 24)
 
     def gradient(config):
         def loss(params):
             return jnp.sum(jnp.sin(forward(params, tokens, meta, config, 2)))
 
-        return jax.jit(jax.grad(loss))(llama)
+        def kept(params):
+            return jax.tree.leaves(jax.vjp(loss, params)[1])
 
-    plain = gradient(TINY_MODEL)
-    remat = gradient(dataclasses.replace(TINY_MODEL, remat="layer"))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        kept_numbers = sum(leaf.size for leaf in jax.eval_shape(kept, llama))
+        return jax.jit(jax.grad(loss))(llama), kept_numbers
+
+    plain, most = gradient(dataclasses.replace(TINY_MODEL, remat="none"))
+    fewest = most
+    for policy in ("dots", "layer"):
+        remat, fewer = gradient(dataclasses.replace(TINY_MODEL, remat=policy))
+        assert fewer < fewest
+        fewest = fewer
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_close(llama):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxplan.models.cache import block_sizes
 from jaxplan.models.params import init_params
 from jaxplan.rollout.rounds import init_carry, run_segment
 from tests.rollout.conftest import GAMMA, MODEL, PLAN, ROLLOUT
@@ -40,6 +41,7 @@ def test_caches_are_written_in_place(setting, play):
     # Keys and values outweigh all else: a copy of one layer's would be seen.
     model = dataclasses.replace(MODEL, head_dim=128)
     config = dataclasses.replace(ROLLOUT, num_lanes=16, segment_tokens=256)
+    assert len(block_sizes(256)) == 2  # so that there is a choice of how much to read
     params = init_params(jax.random.key(0), model, setting.tokenizer.vocab_size).llama
     schedule = dataclasses.replace(
         play.schedule,
@@ -64,3 +66,6 @@ def test_caches_are_written_in_place(setting, play):
     layer_bytes = 2 * 16 * 256 * 128 * 4
     temporary = compiled.memory_analysis().temp_size_in_bytes
     assert temporary < (model.layers + 1) * layer_bytes
+    # Zeros are copied into the carry once a segment, each buffer; nothing else is.
+    copies = re.findall(r"= f32\[16,\d,128,128\]\S* copy\(", compiled.as_text())
+    assert len(copies) <= 2 * model.layers * len(block_sizes(256))

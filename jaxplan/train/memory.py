@@ -1,0 +1,471 @@
+"""What every device will hold, told before anything is allocated.
+
+Tensors that last, such as parameters and caches, are counted from their declarations
+and the sharding rules, for meshes larger than any machine at hand. What a program needs
+in between is mostly what the backward pass finds of the forward pass: that is traced
+with the shapes of one device's share, and nothing is compiled. ``compiled_bytes`` asks
+the compiler, where the devices exist.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh
+from pydantic import ValidationError
+
+from jaxplan.config.schema import ModelConfig, RunConfig
+from jaxplan.core.mesh import AnyMesh, abstract_mesh, num_shards, shardings_of
+from jaxplan.core.specs import abstract_tensors, spec_tree
+from jaxplan.models.heads import chunk_tokens
+from jaxplan.models.llama import forward
+from jaxplan.models.params import llama_specs
+from jaxplan.models.visibility import TokenMeta
+from jaxplan.plan.grammar import DYNAMIC
+from jaxplan.rollout.rounds import run_segment
+from jaxplan.rollout.schedule import training_schedule
+from jaxplan.rollout.segment import empty_turns
+from jaxplan.rollout.setup import check_sizes
+from jaxplan.train.loop import Setting, abstract_play, check_division
+from jaxplan.train.optim import make_optimizer
+from jaxplan.train.ppo import update
+from jaxplan.train.sft import Segments, sft_update
+from jaxplan.train.state import abstract_learner, with_shardings
+
+STAGES = ("sft", "rollout", "ppo update")
+# Copies of a chunk's logits that are alive at one time: of log-probabilities, their
+# exponentials and gradients, and of the grammar's two factors.
+_LOGITS = 4
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one device by stage and part.
+
+    Attributes:
+        mesh: sizes of its axes.
+        resident: what lies there while a stage's program runs, but is none of its
+            arguments.
+        program: arguments, results and intermediate values of the program.
+    """
+
+    mesh: dict[str, int]
+    resident: dict[str, dict[str, int]]
+    program: dict[str, dict[str, int]]
+
+    def total(self, stage: str) -> int:
+        """Of all parts."""
+        return sum(self.resident[stage].values()) + self.of_program(stage)
+
+    def of_program(self, stage: str) -> int:
+        """Of what the compiler knows of."""
+        return sum(self.program[stage].values())
+
+    @property
+    def peak(self) -> int:
+        """Of the largest stage."""
+        return max(self.total(stage) for stage in STAGES)
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes that one device holds of abstract arrays that know their sharding."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def plan_memory(setting: Setting) -> MemoryPlan:
+    """Estimate what each device will hold in the training stages.
+
+    Args:
+        setting: the run; its devices need not exist.
+
+    Raises:
+        ValueError: the mesh does not divide the run.
+    """
+    config = setting.config
+    mesh = abstract_mesh(config.mesh)
+    check_division(setting, mesh)
+    shards, specs = num_shards(mesh), setting.specs
+    lanes = config.rollout.num_lanes // shards
+    shapes = with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
+    learner = abstract_learner(specs, _optimizers(config)["ppo"], mesh)
+    play = abstract_play(setting, mesh)
+    params, llama = held_bytes(shapes), held_bytes(shapes.llama)
+    lasting = {"parameters": params, "optimizer": held_bytes(learner) - params}
+    reference = {"reference": llama}
+    sft_reference = config.sft.kl_coef or config.sft.measure_kl
+    worlds = {
+        "worlds and lanes": held_bytes(play),
+        "language": sum(leaf.nbytes for leaf in jax.tree.leaves(setting.language)),
+    }
+    segment = held_bytes(play["carry"].stream) + lanes * _turn_bytes(config)
+    batch = config.sft.batch_segments // shards
+    minibatch = lanes // config.ppo.num_minibatches
+    segments = {"segments": len(dataclasses.fields(Segments)) * batch * _row(config)}
+    return MemoryPlan(
+        mesh=dict(mesh.shape),
+        resident={
+            "sft": {},
+            "rollout": {"optimizer": lasting["optimizer"], "reference": llama},
+            "ppo update": worlds | {"worlds and lanes": held_bytes(play)},
+        },
+        program={
+            "sft": lasting
+            | (reference if sft_reference else {})
+            | segments
+            | _update_bytes(setting, mesh, batch, _targets(config)),
+            "rollout": {"parameters": params}
+            | worlds
+            | {"segments": segment}
+            | _rollout_bytes(setting, mesh, lanes),
+            "ppo update": lasting
+            | reference
+            | {"segments": 2 * segment}
+            | _update_bytes(setting, mesh, minibatch, _decisions(config)),
+        },
+    )
+
+
+def _optimizers(config: RunConfig) -> dict[str, Any]:
+    ratio = config.ppo.value_learning_rate_ratio
+    return {
+        "sft": make_optimizer(config.sft.optimizer, 1),
+        "ppo": make_optimizer(config.ppo.optimizer, 1, value_ratio=ratio),
+    }
+
+
+def _row(config: RunConfig) -> int:
+    return config.rollout.segment_tokens * 4
+
+
+def _turn_bytes(config: RunConfig) -> int:
+    turns = jax.eval_shape(lambda: empty_turns(1, config.rollout.rounds + 2))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(turns))
+
+
+def _decisions(config: RunConfig) -> int:
+    return config.rollout.rounds * (1 + config.rollout.decode_steps)
+
+
+def _targets(config: RunConfig) -> int:
+    """Tokens with a loss in a segment; without observations, as many as PPO has."""
+    length = config.rollout.segment_tokens
+    every = config.sft.observation_weight > 0
+    return length if every else min(length, _decisions(config))
+
+
+def _share(model: ModelConfig, mesh: AnyMesh) -> ModelConfig:
+    """The part of a layer that one device of the axis ``model`` computes."""
+    parts = mesh.shape["model"]
+    return dataclasses.replace(
+        model,
+        heads=model.heads // parts,
+        kv_heads=model.kv_heads // parts,
+        ffn_width=model.ffn_width // parts,
+    )
+
+
+def _vocab_share(setting: Setting, mesh: AnyMesh) -> int:
+    parts = mesh.shape["model"]
+    whole = setting.vocab_size % parts
+    return setting.vocab_size if whole else setting.vocab_size // parts
+
+
+def _update_bytes(
+    setting: Setting, mesh: AnyMesh, rows: int, targets: int
+) -> dict[str, int]:
+    """Gradients and intermediate values of an update on ``rows`` streams a device.
+
+    The most is held where the backward pass begins, with a chunk of logits, or within
+    its first layer, of which it computes again what it needs.
+    """
+    config, model = setting.config, _share(setting.config.model, mesh)
+    kept = partial(
+        _kept_bytes,
+        rows=rows,
+        length=config.rollout.segment_tokens,
+        history=config.rollout.history,
+    )
+
+    def kept_by_a_layer(remat: str) -> int:  # and not by all of them together
+        one, two = (dataclasses.replace(model, layers=n, remat=remat) for n in (1, 2))
+        return kept(two) - kept(one)
+
+    again = kept_by_a_layer("none") - kept_by_a_layer(model.remat)
+    specs = setting.specs
+    params = with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
+    width = min(targets, max(1, _chunk(setting) // (rows * num_shards(mesh))))
+    logits = _LOGITS * rows * width * _vocab_share(setting, mesh) * 4
+    return {
+        "gradients": held_bytes(params),
+        "weights to compute with": _working_bytes(setting, mesh),
+        "activations": kept(model),
+        "temp": max(again, logits),
+    }
+
+
+def _chunk(setting: Setting) -> int:
+    return chunk_tokens(abstract_tensors(setting.specs.llama))
+
+
+def _working_bytes(setting: Setting, mesh: AnyMesh) -> int:
+    """Copies of the weights, and of their gradients, in the compute dtype.
+
+    With ``fsdp`` two layers at a time are gathered, and the head.
+    """
+    model = setting.config.model
+    held = 0
+    if model.compute_dtype != model.param_dtype:
+        held += 2 * _llama_bytes(setting, mesh)
+    if mesh.shape["fsdp"] > 1:
+        gathered = AbstractMesh((1, 1, mesh.shape["model"]), mesh.axis_names)
+        layers = _llama_bytes(setting, gathered, "layers")
+        held += 2 * layers // model.layers
+        held += _llama_bytes(setting, gathered) - layers
+    return held
+
+
+def _llama_bytes(setting: Setting, mesh: AnyMesh, part: str = "") -> int:
+    """Bytes of a Llama, or a part of it, in the compute dtype."""
+    model = setting.config.model
+    model = dataclasses.replace(model, param_dtype=model.compute_dtype)
+    specs = llama_specs(model, setting.vocab_size)
+    specs = getattr(specs, part) if part else specs
+    return held_bytes(
+        with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
+    )
+
+
+@functools.cache
+def _kept_bytes(model: ModelConfig, rows: int, length: int, history: int) -> int:
+    """Bytes the backward pass finds of a forward pass, parameters aside."""
+    params = abstract_tensors(llama_specs(model, vocab_size=2))
+    numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    fields = (field.name for field in dataclasses.fields(TokenMeta))
+    meta = spec_tree(TokenMeta, **dict.fromkeys(fields, numbers))
+
+    def residuals(params, tokens, meta):
+        def hidden(params):
+            return forward(params, tokens, meta, model, history)
+
+        return jax.tree.leaves(jax.vjp(hidden, params)[1])
+
+    jaxpr = jax.make_jaxpr(residuals)(params, numbers, meta).jaxpr
+    weights = set(jaxpr.invars)
+    weights |= {
+        eqn.outvars[0]
+        for eqn in jaxpr.eqns
+        if eqn.primitive.name == "convert_element_type" and eqn.invars[0] in weights
+    }
+    kept = {var for var in jaxpr.outvars if var not in weights}
+    return sum(var.aval.size * var.aval.dtype.itemsize for var in kept)
+
+
+def _rollout_bytes(setting: Setting, mesh: AnyMesh, lanes: int) -> dict[str, int]:
+    """Caches and intermediate values of a rollout with ``lanes`` lanes a device."""
+    rollout, model = setting.config.rollout, _share(setting.config.model, mesh)
+    size = np.dtype(jnp.dtype(model.compute_dtype)).itemsize
+    whole = AbstractMesh((1, 1, mesh.shape["model"]), mesh.axis_names)
+    # Layers are separated to decode; the rest is copied where it is not as it lies.
+    part = "layers"
+    if mesh.shape["fsdp"] > 1 or model.compute_dtype != model.param_dtype:
+        part = ""
+    tokens = lanes * rollout.segment_tokens
+    heads = 2 * model.layers * model.kv_heads * model.head_dim * size
+    chunk = lanes * rollout.prefill_tokens
+    scores = chunk * model.heads * rollout.segment_tokens * 4
+    streams = chunk * (2 * model.ffn_width + 4 * model.width) * size
+    logits = _LOGITS * lanes * _vocab_share(setting, mesh) * 4
+    return {
+        "weights to compute with": _llama_bytes(setting, whole, part),
+        "KV cache": tokens * (heads + 4 * len(dataclasses.fields(TokenMeta))),
+        "temp": scores + streams + logits,
+    }
+
+
+def compiled_bytes(setting: Setting) -> dict[str, int]:
+    """What the compiler says that the program of each stage needs.
+
+    Args:
+        setting: the run; its devices must be here. Nothing is allocated on them.
+    """
+    with jax.set_mesh(setting.mesh):
+        return {stage: _program_bytes(lower) for stage, lower in _programs(setting)}
+
+
+def _program_bytes(lower: Callable[[], Any]) -> int:
+    sizes = lower().compile().memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+
+
+def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
+    config, mesh = setting.config, setting.mesh
+    model, rollout = config.model, config.rollout
+    optimizers = _optimizers(config)
+    learner = abstract_learner(setting.specs, optimizers["ppo"], mesh)
+    shape = config.sft.batch_segments, rollout.segment_tokens
+    rows = {
+        field.name: jax.ShapeDtypeStruct(shape, jnp.int32)
+        for field in dataclasses.fields(Segments)
+    }
+    wants_reference = config.sft.kl_coef or config.sft.measure_kl
+    yield (
+        "sft",
+        partial(
+            sft_update.lower,
+            abstract_learner(setting.specs, optimizers["sft"], mesh),
+            learner.params.llama if wants_reference else None,
+            spec_tree(Segments, **rows),
+            optimizer=optimizers["sft"],
+            max_targets=_targets(config),
+            config=config.sft,
+            model=model,
+            history=rollout.history,
+        ),
+    )
+    play = abstract_play(setting, mesh)
+    schedule = jax.eval_shape(
+        lambda pool: training_schedule(
+            pool, jax.random.key(0), DYNAMIC, rollout.num_lanes
+        ),
+        play["pool"],
+    )
+    run = partial(
+        run_segment,
+        env=setting.env,
+        config=rollout,
+        model=model,
+        budget=config.plan.budget,
+        turn_tokens=setting.turn_tokens,
+    )
+    given = learner.params.llama, play["carry"], setting.language, schedule, 0.9
+    _, segment = jax.eval_shape(run, *given)
+    yield "rollout", partial(run_segment.lower, *given, **run.keywords)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    yield (
+        "ppo update",
+        partial(
+            update.lower,
+            learner,
+            learner.params.llama,
+            segment,
+            setting.language.grammar,
+            number,
+            number,
+            number,
+            optimizer=optimizers["ppo"],
+            config=config.ppo,
+            model=model,
+            history=rollout.history,
+            temperature=rollout.temperature,
+            max_decisions=_decisions(config),
+        ),
+    )
+
+
+def device_bytes() -> int | None:
+    """Memory of the first device, where it says so."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def verdict(setting: Setting, plan: MemoryPlan, there: int) -> tuple[str, bool]:
+    """Say whether the plan fits, and if not, by how much and what would help.
+
+    Args:
+        setting: the run.
+        plan: of its memory.
+        there: bytes of a device.
+    """
+    free = there - plan.peak
+    sizes = f"the peak is {_in_gib(plan.peak)} GiB of {_in_gib(there)}"
+    if free >= 0:
+        return f"fits: {sizes}", True
+    lines = [f"too big by {_in_gib(-free)} GiB: {sizes}; one change alone makes it"]
+    lines += [f"  {_in_gib(peak):>9}  {change}" for change, peak in what_helps(setting)]
+    return "\n".join(lines), False
+
+
+def what_helps(setting: Setting) -> list[tuple[str, int]]:
+    """Changes of one key that lower the peak, and the peak with each, lowest first."""
+    peak, helping = plan_memory(setting).peak, []
+    for change, other in _changes(setting):
+        try:
+            check_sizes(
+                other.language,
+                other.config.rollout,
+                other.config.plan,
+                other.turn_tokens,
+            )
+            lower = plan_memory(other).peak
+        except ValueError:
+            continue
+        if lower < peak:
+            helping.append((change, lower))
+    return sorted(helping, key=lambda found: found[1])
+
+
+def _changes(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    config = setting.config
+    wanted = [
+        ("model", "remat", "layer"),
+        ("model", "compute_dtype", "bfloat16"),
+        ("model", "param_dtype", "bfloat16"),
+        ("mesh", "fsdp", config.mesh.fsdp * 2),
+        ("mesh", "model", config.mesh.model * 2),
+        ("ppo", "num_minibatches", config.ppo.num_minibatches * 2),
+        ("sft", "batch_segments", config.sft.batch_segments // 2),
+        ("rollout", "num_lanes", config.rollout.num_lanes // 2),
+        ("rollout", "segment_tokens", config.rollout.segment_tokens // 2),
+    ]
+    for name, key, value in wanted:
+        section = getattr(config, name)
+        if getattr(section, key) == value:
+            continue
+        try:
+            changed = dataclasses.replace(section, **{key: value})
+            other = dataclasses.replace(config, **{name: changed})
+        except ValidationError:
+            continue
+        yield f"{name}.{key}={value}", dataclasses.replace(setting, config=other)
+
+
+def memory_table(plan: MemoryPlan, compiled: dict[str, int] | None = None) -> str:
+    """The plan as lines of text, in GiB; beside it what the compiler says."""
+    parts: dict[str, None] = {}
+    for stage in STAGES:
+        parts |= dict.fromkeys(plan.program[stage] | plan.resident[stage])
+    rows = [("GiB on each device", *STAGES)]
+    for part in parts:
+        held = (
+            plan.program[stage].get(part, 0) + plan.resident[stage].get(part, 0)
+            for stage in STAGES
+        )
+        rows.append((part, *map(_in_gib, held)))
+    rows.append(("total", *(_in_gib(plan.total(stage)) for stage in STAGES)))
+    if compiled is not None:
+        estimates = (_in_gib(plan.of_program(stage)) for stage in STAGES)
+        rows.append(("its program, estimated", *estimates))
+        told = (_in_gib(compiled[stage]) for stage in STAGES)
+        rows.append(("its program, compiled", *told))
+    sizes = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    lines = [f"mesh: {sizes}, {math.prod(plan.mesh.values())} devices"]
+    lines += [f"{row[0]:26}" + "".join(f"{n:>12}" for n in row[1:]) for row in rows]
+    return "\n".join(lines)
+
+
+def _in_gib(size: int) -> str:
+    return f"{size / GIB:.3f}" if size else "-"
