@@ -84,17 +84,15 @@ def _look(
     """Scores and values; ``trunk_weight`` as in ``ppo_loss``."""
     meta = stream_metadata(tokens)
     hidden = forward(params.llama, tokens.token, meta, model, history)
-    if critic is None:
-        at = hidden_before(hidden, starts)
-        still = jax.lax.stop_gradient(at)
-        seen = still + trunk_weight * (at - still)
-    else:
-        assert params.critic is not None
-        own = forward(params.critic, tokens.token, meta, critic, history)
-        seen = hidden_before(own, starts)
+    judged, weight = hidden, trunk_weight
+    if critic is not None and params.critic is not None:
+        judged = forward(params.critic, tokens.token, meta, critic, history)
+        weight = 1.0
+    at = hidden_before(judged, starts)
+    still = jax.lax.stop_gradient(at)
     return _View(
         scores=score(params.llama, hidden, decisions, grammar, temperature),
-        values=value(params.value, seen),
+        values=value(params.value, still + weight * (at - still)),
     )
 
 
