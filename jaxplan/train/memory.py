@@ -39,9 +39,10 @@ from jaxplan.train.sft import Segments, sft_update
 from jaxplan.train.state import abstract_learner, with_shardings
 
 STAGES = ("sft", "rollout", "ppo update")
-# Copies of a chunk's logits that are alive at one time: of log-probabilities, their
-# exponentials and gradients, and of the grammar's two factors.
+# Copies of a chunk's logits that are alive at one time: log-probabilities, their
+# exponentials and gradients; in PPO, of the grammar's two factors and of entropies.
 _LOGITS = 4
+_LOGITS_OF_PPO = 8
 GIB = 2**30
 
 
@@ -122,7 +123,7 @@ def plan_memory(setting: Setting) -> MemoryPlan:
             "sft": lasting
             | (reference if sft_reference else {})
             | segments
-            | _update_bytes(setting, mesh, batch, _targets(config)),
+            | _update_bytes(setting, mesh, batch, _targets(config), _LOGITS),
             "rollout": {"parameters": params}
             | worlds
             | {"segments": segment}
@@ -130,7 +131,9 @@ def plan_memory(setting: Setting) -> MemoryPlan:
             "ppo update": lasting
             | reference
             | {"segments": 2 * segment}
-            | _update_bytes(setting, mesh, minibatch, _decisions(config)),
+            | _update_bytes(
+                setting, mesh, minibatch, _decisions(config), _LOGITS_OF_PPO
+            ),
         },
     )
 
@@ -181,7 +184,7 @@ def _vocab_share(setting: Setting, mesh: AnyMesh) -> int:
 
 
 def _update_bytes(
-    setting: Setting, mesh: AnyMesh, rows: int, targets: int
+    setting: Setting, mesh: AnyMesh, rows: int, targets: int, copies: int
 ) -> dict[str, int]:
     """Gradients and intermediate values of an update on ``rows`` streams a device.
 
@@ -204,7 +207,7 @@ def _update_bytes(
     specs = setting.specs
     params = with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
     width = min(targets, max(1, _chunk(setting) // (rows * num_shards(mesh))))
-    logits = _LOGITS * rows * width * _vocab_share(setting, mesh) * 4
+    logits = copies * rows * width * _vocab_share(setting, mesh) * 4
     return {
         "gradients": held_bytes(params),
         "weights to compute with": _working_bytes(setting, mesh),

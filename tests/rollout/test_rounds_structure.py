@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from jaxplan.models.cache import block_sizes
 from jaxplan.models.params import init_params
@@ -34,6 +35,34 @@ def test_the_host_is_never_called(setting, play):
         turn_tokens=setting.turn_tokens,
     )
     assert not re.findall("callback|infeed|outfeed", str(traced.jaxpr))
+
+
+def casts(jaxpr, shape, in_loop=False):
+    """Whether each cast of a tensor of this shape happens inside a loop."""
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name == "convert_element_type" and eqn.invars[0].aval.shape == shape:
+            yield in_loop
+        for inner in jaxprs_in_params(eqn.params):
+            yield from casts(inner, shape, in_loop or name in ("scan", "while"))
+
+
+def test_weights_are_cast_once_and_not_for_every_token(setting, play):
+    traced = run_segment.trace(
+        setting.params,
+        play.carries[0],
+        setting.language,
+        play.schedule,
+        GAMMA,
+        env=setting.env,
+        config=ROLLOUT,
+        model=dataclasses.replace(MODEL, compute_dtype="bfloat16"),
+        budget=PLAN.budget,
+        turn_tokens=setting.turn_tokens,
+    )
+    tensors = [setting.params.embed.shape, (16, 24), (24, 16)]  # gate and up, down
+    found = [list(casts(traced.jaxpr.jaxpr, shape)) for shape in tensors]
+    assert found == [[False], [False] * 2 * MODEL.layers, [False] * MODEL.layers]
 
 
 @pytest.mark.slow

@@ -184,6 +184,7 @@ def test_updates_never_hold_all_logits_of_a_large_vocabulary(on_shore):
     own = on_shore(config)
     compiled = compiled_bytes(own)
     logits = LARGE_VOCAB * 4
-    # All 512 tokens of a segment have a loss; PPO scores 120 of a lane of a minibatch.
+    # All 512 tokens of a segment have a loss, and PPO scores 120 in each of 32 lanes;
+    # both updates hold less in all than one copy of [B, S, V] would take.
     assert compiled["sft"] < 0.35 * 32 * 512 * logits
-    assert compiled["ppo update"] < 0.75 * 32 * 120 * logits
+    assert compiled["ppo update"] < 0.6 * 32 * 512 * logits
