@@ -25,7 +25,7 @@ from jaxplan.core.mesh import AnyMesh, abstract_mesh, num_shards, shardings_of
 from jaxplan.core.specs import abstract_tensors, spec_tree
 from jaxplan.models.heads import chunk_tokens
 from jaxplan.models.llama import forward
-from jaxplan.models.params import llama_specs
+from jaxplan.models.params import join, llama_specs, split_trained
 from jaxplan.models.visibility import TokenMeta
 from jaxplan.plan.grammar import DYNAMIC
 from jaxplan.rollout.rounds import run_segment
@@ -44,6 +44,7 @@ STAGES = ("sft", "rollout", "ppo update")
 _LOGITS = 4
 _LOGITS_OF_PPO = 8
 GIB = 2**30
+_ADAPTERS = 64  # rank of the adapters that are proposed where memory is short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +96,11 @@ def plan_memory(setting: Setting) -> MemoryPlan:
     config = setting.config
     mesh = abstract_mesh(config.mesh)
     check_division(setting, mesh)
-    shards, specs = num_shards(mesh), setting.specs
+    shards = num_shards(mesh)
     lanes = config.rollout.num_lanes // shards
-    shapes = with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
-    learner = abstract_learner(specs, _optimizers(config)["ppo"], mesh)
     play = abstract_play(setting, mesh)
-    params, llama = held_bytes(shapes), held_bytes(shapes.llama)
-    lasting = {"parameters": params, "optimizer": held_bytes(learner) - params}
-    reference = {"reference": llama}
-    sft_reference = config.sft.kl_coef or config.sft.measure_kl
+    lasting = {stage: _lasting_bytes(setting, mesh, stage) for stage in ("sft", "ppo")}
+    actor = _spec_bytes(setting.specs_of("ppo").llama, mesh)
     worlds = {
         "worlds and lanes": held_bytes(play),
         "language": sum(leaf.nbytes for leaf in jax.tree.leaves(setting.language)),
@@ -116,34 +113,63 @@ def plan_memory(setting: Setting) -> MemoryPlan:
         mesh=dict(mesh.shape),
         resident={
             "sft": {},
-            "rollout": {"optimizer": lasting["optimizer"], "reference": llama},
+            "rollout": lasting["ppo"]
+            | {"parameters": lasting["ppo"]["parameters"] - actor},
             "ppo update": worlds | {"worlds and lanes": held_bytes(play)},
         },
         program={
-            "sft": lasting
-            | (reference if sft_reference else {})
+            "sft": lasting["sft"]
             | segments
-            | _update_bytes(setting, mesh, batch, _targets(config), _LOGITS),
-            "rollout": {"parameters": params}
+            | _update_bytes(setting, mesh, "sft", batch, _targets(config), _LOGITS),
+            "rollout": {"parameters": actor}
             | worlds
             | {"segments": segment}
             | _rollout_bytes(setting, mesh, lanes),
-            "ppo update": lasting
-            | reference
+            "ppo update": lasting["ppo"]
             | {"segments": 2 * segment}
             | _update_bytes(
-                setting, mesh, minibatch, _decisions(config), _LOGITS_OF_PPO
+                setting, mesh, "ppo", minibatch, _decisions(config), _LOGITS_OF_PPO
             ),
         },
     )
 
 
 def _optimizers(config: RunConfig) -> dict[str, Any]:
-    ratio = config.ppo.value_learning_rate_ratio
+    ppo = config.ppo
     return {
         "sft": make_optimizer(config.sft.optimizer, 1),
-        "ppo": make_optimizer(config.ppo.optimizer, 1, value_ratio=ratio),
+        "ppo": make_optimizer(
+            ppo.optimizer,
+            1,
+            value_ratio=ppo.value_learning_rate_ratio,
+            critic_ratio=ppo.critic_learning_rate_ratio,
+        ),
     }
+
+
+def _spec_bytes(specs: Any, mesh: AnyMesh) -> int:
+    """Bytes of declared tensors on one device."""
+    return held_bytes(
+        with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
+    )
+
+
+def _lasting_bytes(setting: Setting, mesh: AnyMesh, stage: str) -> dict[str, int]:
+    """What lasts from update to update; a reference shares what does not learn."""
+    specs = setting.specs_of(stage)
+    learning, frozen = split_trained(specs)
+    optimizer = _optimizers(setting.config)[stage]
+    learner = held_bytes(abstract_learner(learning, optimizer, mesh))
+    begun = setting.specs_of({"sft": "start", "ppo": "sft"}[stage]).llama
+    own = _spec_bytes(begun, mesh) - _spec_bytes(frozen.llama, mesh)
+    return {
+        "parameters": _spec_bytes(specs, mesh),
+        "optimizer": learner - _spec_bytes(learning, mesh),
+    } | ({"reference": own} if _wants_reference(setting.config, stage) else {})
+
+
+def _wants_reference(config: RunConfig, stage: str) -> bool:
+    return stage == "ppo" or bool(config.sft.kl_coef or config.sft.measure_kl)
 
 
 def _row(config: RunConfig) -> int:
@@ -184,7 +210,12 @@ def _vocab_share(setting: Setting, mesh: AnyMesh) -> int:
 
 
 def _update_bytes(
-    setting: Setting, mesh: AnyMesh, rows: int, targets: int, copies: int
+    setting: Setting,
+    mesh: AnyMesh,
+    stage: str,
+    rows: int,
+    targets: int,
+    copies: int,
 ) -> dict[str, int]:
     """Gradients and intermediate values of an update on ``rows`` streams a device.
 
@@ -204,14 +235,14 @@ def _update_bytes(
         return kept(two) - kept(one)
 
     again = kept_by_a_layer("none") - kept_by_a_layer(model.remat)
-    specs = setting.specs
-    params = with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
+    learning, _ = split_trained(setting.specs_of(stage))
+    critic = config.ppo.critic if stage == "ppo" else None
     width = min(targets, max(1, _chunk(setting) // (rows * num_shards(mesh))))
     logits = copies * rows * width * _vocab_share(setting, mesh) * 4
     return {
-        "gradients": held_bytes(params),
+        "gradients": _spec_bytes(learning, mesh),
         "weights to compute with": _working_bytes(setting, mesh),
-        "activations": kept(model),
+        "activations": kept(model) + (kept(_share(critic, mesh)) if critic else 0),
         "temp": max(again, logits),
     }
 
@@ -243,9 +274,7 @@ def _llama_bytes(setting: Setting, mesh: AnyMesh, part: str = "") -> int:
     model = dataclasses.replace(model, param_dtype=model.compute_dtype)
     specs = llama_specs(model, setting.vocab_size)
     specs = getattr(specs, part) if part else specs
-    return held_bytes(
-        with_shardings(abstract_tensors(specs), shardings_of(specs, mesh))
-    )
+    return _spec_bytes(specs, mesh)
 
 
 @functools.cache
@@ -319,27 +348,39 @@ def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
     config, mesh = setting.config, setting.mesh
     model, rollout = config.model, config.rollout
     optimizers = _optimizers(config)
-    learner = abstract_learner(setting.specs, optimizers["ppo"], mesh)
+
+    def agent_of(stage: str) -> tuple[Any, Any, Any]:
+        """The learner of a stage, what it stands beside, and both as one agent."""
+        learning, staying = split_trained(setting.specs_of(stage))
+        learner = abstract_learner(learning, optimizers[stage], mesh)
+        frozen = with_shardings(abstract_tensors(staying), shardings_of(staying, mesh))
+        return learner, frozen, join(learner.params, frozen)
+
     shape = config.sft.batch_segments, rollout.segment_tokens
     rows = {
         field.name: jax.ShapeDtypeStruct(shape, jnp.int32)
         for field in dataclasses.fields(Segments)
     }
-    wants_reference = config.sft.kl_coef or config.sft.measure_kl
+    learner, frozen, primed = agent_of("sft")
+    start = with_shardings(
+        abstract_tensors(setting.specs), shardings_of(setting.specs, mesh)
+    )
     yield (
         "sft",
         partial(
             sft_update.lower,
-            abstract_learner(setting.specs, optimizers["sft"], mesh),
-            learner.params.llama if wants_reference else None,
+            learner,
+            start.llama if _wants_reference(config, "sft") else None,
             spec_tree(Segments, **rows),
             optimizer=optimizers["sft"],
             max_targets=_targets(config),
             config=config.sft,
             model=model,
             history=rollout.history,
+            frozen=frozen,
         ),
     )
+    learner, frozen, agent = agent_of("ppo")
     play = abstract_play(setting, mesh)
     schedule = jax.eval_shape(
         lambda pool: training_schedule(
@@ -355,7 +396,7 @@ def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
         budget=config.plan.budget,
         turn_tokens=setting.turn_tokens,
     )
-    given = learner.params.llama, play["carry"], setting.language, schedule, 0.9
+    given = agent.llama, play["carry"], setting.language, schedule, 0.9
     _, segment = jax.eval_shape(run, *given)
     yield "rollout", partial(run_segment.lower, *given, **run.keywords)
     number = jax.ShapeDtypeStruct((), jnp.float32)
@@ -364,7 +405,7 @@ def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
         partial(
             update.lower,
             learner,
-            learner.params.llama,
+            primed.llama,
             segment,
             setting.language.grammar,
             number,
@@ -376,6 +417,7 @@ def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
             history=rollout.history,
             temperature=rollout.temperature,
             max_decisions=_decisions(config),
+            frozen=frozen,
         ),
     )
 
@@ -434,6 +476,9 @@ def _changes(setting: Setting) -> Iterator[tuple[str, Setting]]:
         ("rollout", "num_lanes", config.rollout.num_lanes // 2),
         ("rollout", "segment_tokens", config.rollout.segment_tokens // 2),
     ]
+    if not config.model.lora.rank:
+        adapted = dataclasses.replace(config.model.lora, rank=_ADAPTERS)
+        wanted.append(("model", "lora", adapted))
     for name, key, value in wanted:
         section = getattr(config, name)
         if getattr(section, key) == value:
@@ -443,7 +488,8 @@ def _changes(setting: Setting) -> Iterator[tuple[str, Setting]]:
             other = dataclasses.replace(config, **{name: changed})
         except ValidationError:
             continue
-        yield f"{name}.{key}={value}", dataclasses.replace(setting, config=other)
+        told = f"lora.rank={_ADAPTERS}" if key == "lora" else f"{key}={value}"
+        yield f"{name}.{told}", dataclasses.replace(setting, config=other)
 
 
 def memory_table(plan: MemoryPlan, compiled: dict[str, int] | None = None) -> str:

@@ -9,11 +9,18 @@ import jax.numpy as jnp
 import pytest
 
 from jaxplan.config.reader import load_config
-from jaxplan.config.schema import MeshConfig, ModelConfig, RunConfig
+from jaxplan.config.schema import (
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    PpoConfig,
+    RunConfig,
+)
 from jaxplan.core.specs import abstract_tensors
 from jaxplan.envs.worlds import make_env
 from jaxplan.io.stopping import StopRequest
 from jaxplan.models.cache import init_cache
+from jaxplan.models.params import split_trained
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import load_tokenizer
 from jaxplan.train.loop import Setting
@@ -65,9 +72,10 @@ def test_what_lasts_is_counted_as_by_hand(on_shore):
     params = size(abstract_tensors(own.specs))
     llama = size(abstract_tensors(own.specs.llama))
     cache = jax.eval_shape(lambda: init_cache(own.config.model, 64, 512, jnp.float32))
-    for stage in STAGES:
-        assert plan.program[stage]["parameters"] == params
+    assert plan.program["rollout"]["parameters"] == llama
+    assert plan.resident["rollout"]["parameters"] == params - llama  # the value head
     for stage in ("sft", "ppo update"):
+        assert plan.program[stage]["parameters"] == params
         moments = plan.program[stage]["optimizer"]
         assert 2 * params <= moments < 2 * params + 100  # and counters
         assert plan.program[stage]["gradients"] == params
@@ -75,6 +83,31 @@ def test_what_lasts_is_counted_as_by_hand(on_shore):
     assert "reference" not in plan.program["sft"]
     assert plan.program["rollout"]["KV cache"] == size(cache) - 64 * 4  # cursors
     assert plan.peak == max(plan.total(stage) for stage in STAGES)
+
+
+def test_adapters_alone_have_gradients_and_moments_and_the_reference_is_shared(
+    on_shore,
+):
+    model = preset("quickstart").model
+    adapted = dataclasses.replace(model, lora=LoraConfig(rank=4))
+    critic = dataclasses.replace(model, layers=1, weights=None)
+    config = dataclasses.replace(
+        preset("quickstart"), model=adapted, ppo=PpoConfig(critic=critic)
+    )
+    own = on_shore(config)
+    plan = plan_memory(own)
+    base = size(abstract_tensors(on_shore(preset("quickstart")).specs.llama))
+    agent = own.specs_of("ppo")
+    learning, frozen = (size(abstract_tensors(p)) for p in split_trained(agent))
+    assert frozen == base
+    assert learning > size(abstract_tensors(agent.critic)) > 0  # it has no adapters
+    update = plan.program["ppo update"]
+    assert update["gradients"] == learning
+    assert 2 * learning <= update["optimizer"] < 2 * learning + 200
+    adapters = size(abstract_tensors(own.specs_of("sft").llama)) - base
+    assert update["reference"] == adapters  # those of SFT, beside the shared weights
+    alone = plan_memory(on_shore(dataclasses.replace(config, ppo=PpoConfig())))
+    assert update["activations"] > alone.program["ppo update"]["activations"]
 
 
 def test_a_mesh_larger_than_the_machine_splits_what_the_rules_split(on_shore):
