@@ -22,6 +22,16 @@ from jaxplan.config.types import (
 )
 
 Stage = Literal["collect", "sft", "ppo", "evaluate", "report"]
+Estimator = Literal[
+    "turn",
+    "smdp",
+    "token_gae",
+    "token_gae_through_obs",
+    "bilevel",
+    "row_return",
+    "grpo",
+    "confidence_weighted",
+]
 
 
 def _check_plan_mode(mode: str) -> str:
@@ -312,12 +322,18 @@ class PpoConfig:
     num_epochs: PositiveInt = 1
     num_minibatches: PositiveInt = 2
     gamma: Fraction = 0.99  # per env step
+    estimator: Estimator = "turn"  # all but turn and smdp are for comparison only
     gae_lambda: Fraction = 0.95  # per turn
+    gae_lambda_token: Fraction = 1.0  # inside a turn, of smdp; < 1 punishes length
     plan_cost: NonNegativeFloat = 0.0  # reward lost per plan-text token
     call_cost: NonNegativeFloat = 0.0  # reward lost per plan
     clip_eps: PositiveFloat = 0.2
     clip_eps_high: PositiveFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1)] = 3.0
+    ratio_level: Literal["token", "turn"] = "token"  # turn: its geometric mean
+    off_policy: Literal["bypass", "decoupled"] = "bypass"  # decoupled: stale data
+    decide_explore: Fraction = 0.0  # share of decisions to plan made by a fair coin
+    format_coef: NonNegativeFloat = 0.0  # of -log(mass on legal tokens)
     advantage_clip: PositiveFloat = 10.0
     role_coef: RoleCoefficients = Field(
         default_factory=lambda: RoleCoefficients(decide=1.0, plan=1.0, action=1.0)
@@ -329,6 +345,9 @@ class PpoConfig:
         default_factory=lambda: RoleCoefficients(decide=0.01, plan=0.0, action=0.003)
     )
     vf_coef: NonNegativeFloat = 0.5
+    value_loss: Literal["huber", "clip"] = "huber"
+    vf_clip_eps: PositiveFloat = 0.2  # of value_loss: clip, in units of the targets
+    value_scaling: bool = False  # learn values in units of the targets' running std
     value_warmup_iterations: NonNegativeInt = 4  # value-only updates, trunk frozen
     value_trunk_grad: bool = True  # after the warm-up
     value_learning_rate_ratio: PositiveFloat = 10.0  # of the head, to the trunk's

@@ -80,6 +80,17 @@ class Progress:
         else:
             self._print_now_and_then(step, values)
 
+    def tell(self, text: str) -> None:
+        """Write a line that stays, such as a warning."""
+        if self._silent:
+            return
+        line = f"{self._stage}  {text}"
+        if self._live is not None:
+            self._live.console.print(line, markup=False, highlight=False)
+            return
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
     def close(self) -> None:
         """Leave the last state on the screen."""
         if self._live is not None:

@@ -112,7 +112,17 @@ _SEGMENT_SPECS = spec_tree(
 )
 
 
-@partial(jax.jit, static_argnames=("env", "config", "model", "budget", "turn_tokens"))
+@partial(
+    jax.jit,
+    static_argnames=(
+        "env",
+        "config",
+        "model",
+        "budget",
+        "turn_tokens",
+        "decide_explore",
+    ),
+)
 def run_segment(
     params: LlamaParams,
     carry: Carry,
@@ -125,6 +135,7 @@ def run_segment(
     model: ModelConfig,
     budget: int,
     turn_tokens: int,
+    decide_explore: float = 0.0,
 ) -> tuple[Carry, Segment]:
     """Play ``config.rounds`` rounds in every lane.
 
@@ -140,6 +151,7 @@ def run_segment(
         budget: plan-text tokens a turn may have.
         turn_tokens: tokens of the longest turn (``longest_turn``): a lane begins a turn
             only where this and one more observation fit.
+        decide_explore: share of the decisions to plan that a fair coin makes.
 
     Returns:
         The carry of the next segment, and this one.
@@ -156,6 +168,7 @@ def run_segment(
             model=model,
             budget=budget,
             turn_tokens=turn_tokens,
+            decide_explore=decide_explore,
         ).run(carry)
 
     on_lanes = each_shard(
@@ -181,6 +194,7 @@ class _Rollout:
     model: ModelConfig
     budget: int
     turn_tokens: int
+    decide_explore: float
 
     def run(self, carry: Carry) -> tuple[Carry, Segment]:
         start = self._encode_prefix(carry)
@@ -319,7 +333,8 @@ class _Rollout:
         logits = lm_logits(self.params, hidden) / cfg.temperature
         lanes = state.lanes
         keys = jax.vmap(lane_ops.token_key)(lanes)
-        token, decide, which = jax.vmap(sample_token, in_axes=(0, None, 0, 0))(
+        draw = partial(sample_token, decide_explore=self.decide_explore)
+        token, decide, which = jax.vmap(draw, in_axes=(0, None, 0, 0))(
             keys, grammar, logits, lanes.state
         )
         read_all = state.cache.cursor + lengths == state.stream.cursor

@@ -86,15 +86,46 @@ def sample_token(
     grammar: Grammar,
     logits: Float[Array, " V"],
     state: Int[Array, ""],
+    decide_explore: float = 0.0,
 ) -> tuple[Int[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Draw a legal token.
 
+    Args:
+        key: of the draw.
+        grammar: the plan grammar.
+        logits: of the model, already divided by the temperature.
+        state: the grammar state.
+        decide_explore: share of the choices between plan and action that a fair coin
+            makes instead of the policy (ppo.md, section 6).
+
     Returns:
-        The token, and the two factors of its log-probability (``token_log_probs``).
+        The token, and the two factors of the log-probability it was drawn with.
     """
     gumbel = jax.random.gumbel(key, logits.shape, logits.dtype)
     legal = grammar.legal[state]
+    if decide_explore:
+        legal &= _coin(key, grammar, state, decide_explore)
     token = jnp.argmax(jnp.where(legal, logits + gumbel, _ILLEGAL)).astype(jnp.int32)
     choice = choice_of(grammar, logits, state)
-    decide, which = token_log_probs(choice, token, chose_plan(grammar, state, token))
+    opens = chose_plan(grammar, state, token)
+    decide, which = token_log_probs(choice, token, opens)
+    if decide_explore:
+        decide = jnp.where(state == DECIDE, explored(decide, decide_explore), decide)
     return token, decide, which
+
+
+def explored(decide: Float[Array, "*axes"], share: float) -> Float[Array, "*axes"]:
+    """Log-probability of a decision of which a fair coin makes a ``share``."""
+    if not share:
+        return decide
+    return jnp.logaddexp(jnp.log1p(-share) + decide, jnp.log(share / 2))
+
+
+def _coin(
+    key: PRNGKeyArray, grammar: Grammar, state: Int[Array, ""], share: float
+) -> Bool[Array, " V"]:
+    """Tokens a coin leaves to choose from: all, where it is not thrown."""
+    thrown, plans = jax.random.uniform(jax.random.fold_in(key, 1), (2,))
+    acts = grammar.legal[DECIDE_ACT]
+    side = jnp.where(plans < 0.5, ~acts, acts)
+    return side | (thrown >= share) | (state != DECIDE)

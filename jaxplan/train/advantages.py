@@ -1,5 +1,10 @@
-"""Advantages of turns: one value a turn, discounts per env step, a priced plan."""
+"""Advantages: of turns, with one value a turn, and of the nodes of a packed stream.
 
+Discounts are per env step and a plan is priced; ``estimators`` says which of the two a
+run learns from.
+"""
+
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -64,18 +69,63 @@ def turn_gae(
     return advantages.T
 
 
+@chex.dataclass(frozen=True)
+class Nodes:
+    """The packed stream as a recursion sees it: what is neither is skipped.
+
+    Attributes:
+        node: has an advantage.
+        boundary: is only bootstrapped on, and cuts the recursion.
+        reward: of a node.
+        value: of a node or boundary.
+        discount: of the next one's value, seen from a node.
+        trace: of the next one's advantage, seen from a node.
+    """
+
+    node: Bool[Array, "B S"]
+    boundary: Bool[Array, "B S"]
+    reward: Float[Array, "B S"]
+    value: Float[Array, "B S"]
+    discount: Float[Array, "B S"]
+    trace: Float[Array, "B S"]
+
+
+def stream_gae(nodes: Nodes) -> Float[Array, "B S"]:
+    """``A_i = r_i + g_i V[nxt] - V_i + t_i A[nxt]`` in one pass (ppo.md, section 3)."""
+
+    def backwards(following: tuple[Array, Array], here: Nodes):
+        next_advantage, next_value = following
+        own = here.reward + here.discount * next_value - here.value
+        own = own + here.trace * next_advantage
+        cut = jnp.where(here.boundary, 0.0, next_advantage)
+        advantage = jnp.where(here.node, own, cut)
+        value = jnp.where(here.node | here.boundary, here.value, next_value)
+        return (advantage, value), jnp.where(here.node, own, 0.0)
+
+    nothing = jnp.zeros_like(nodes.value[:, 0])
+    time_major = jax.tree.map(jnp.transpose, nodes)
+    _, advantages = jax.lax.scan(
+        backwards, (nothing, nothing), time_major, reverse=True
+    )
+    return advantages.T
+
+
 def normalise(
-    advantages: Float[Array, "B H"], mask: Bool[Array, "B H"], clip: float
-) -> Float[Array, "B H"]:
+    advantages: Float[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    clip: float,
+    share: Float[Array, "B N"] | float = 1.0,
+) -> Float[Array, "B N"]:
     """Whiten over *turns* (not tokens, which would weight turns by length), and clip.
 
     Args:
-        advantages: one a turn.
-        mask: turns that count.
+        advantages: one a turn, or one a token.
+        mask: those that count.
         clip: bound on the absolute normalised advantage.
+        share: of a token in its turn, so that every turn counts once.
     """
-    count = jnp.maximum(jnp.sum(mask, dtype=jnp.float32), 1.0)
-    mean = jnp.sum(jnp.where(mask, advantages, 0.0)) / count
+    count = jnp.maximum(jnp.sum(jnp.where(mask, share, 0.0)), 1.0)
+    mean = jnp.sum(jnp.where(mask, share * advantages, 0.0)) / count
     centred = jnp.where(mask, advantages - mean, 0.0)
-    deviation = jnp.sqrt(jnp.sum(centred**2) / count)
+    deviation = jnp.sqrt(jnp.sum(share * centred**2) / count)
     return jnp.clip(centred / (deviation + 1e-8), -clip, clip)

@@ -46,6 +46,7 @@ class Scores:
 
     Attributes:
         decide: log-probability of planning, or of acting, whichever was chosen.
+        decide_other: log-probability of the other one; 0 where there was no choice.
         which: log-probability of the token among its like.
         decide_entropy: of the Bernoulli "plan or act", as a share of log 2.
         which_entropy: of the second factor, as a share of log(number of options).
@@ -53,6 +54,7 @@ class Scores:
     """
 
     decide: Float[Array, "*axes"]
+    decide_other: Float[Array, "*axes"]
     which: Float[Array, "*axes"]
     decide_entropy: Float[Array, "*axes"]
     which_entropy: Float[Array, "*axes"]
@@ -153,6 +155,7 @@ def score(
         ) - jax.nn.logsumexp(logits, axis=-1)
         return Scores(
             decide=decide,
+            decide_other=jnp.where(plans, choice.log_act, choice.log_plan),
             which=which,
             decide_entropy=_decide_entropy(choice.log_plan, choice.log_act),
             which_entropy=_entropy(choice.log_probs, choice.legal),

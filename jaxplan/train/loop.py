@@ -47,7 +47,7 @@ from jaxplan.rollout.schedule import make_worlds, training_schedule
 from jaxplan.rollout.segment import Segment
 from jaxplan.train.data import SegmentData
 from jaxplan.train.optim import Learner, bad_leaves, make_optimizer
-from jaxplan.train.ppo import update
+from jaxplan.train.ppo import Recipe, update
 from jaxplan.train.sft import (
     batch_indices,
     sft_update,
@@ -63,6 +63,7 @@ from jaxplan.train.state import (
     with_adapters,
     with_shardings,
 )
+from jaxplan.train.watch import Watch
 
 _MAX_SKIPPED = 3  # updates in a row that may be lost to a gradient that is not finite
 _VALIDATION_BATCH = 16  # segments at least
@@ -338,19 +339,24 @@ def _begin_play(setting: Setting, pool_seeds: jax.Array) -> dict[str, Any]:
     key = jax.random.key(config.seed)
     schedule = training_schedule(pool, key, DYNAMIC, config.rollout.num_lanes)
     carry = init_carry(setting.env, setting.language, schedule, key, config.rollout)
-    return {"carry": carry, "pool": pool}
+    state = {"carry": carry, "pool": pool}
+    if config.ppo.value_scaling:
+        state["value_scale"] = jnp.float32(0)
+    return state
 
 
-def _play_shardings(mesh: AnyMesh) -> dict[str, NamedSharding]:
+def _play_shardings(setting: Setting, mesh: AnyMesh) -> dict[str, NamedSharding]:
     """Every lane on its device; the pool on all, so that any lane finds any world."""
-    return {"carry": sharding_on(mesh, LANES), "pool": sharding_on(mesh, WHOLE)}
+    lanes, whole = (sharding_on(mesh, axes) for axes in (LANES, WHOLE))
+    scale = {"value_scale": whole} if setting.config.ppo.value_scaling else {}
+    return {"carry": lanes, "pool": whole, **scale}
 
 
 def abstract_play(setting: Setting, mesh: AnyMesh) -> dict[str, Any]:
     """The lanes and the pool of worlds: shapes, and where they lie."""
     seeds = jax.ShapeDtypeStruct((setting.config.env.pool_size,), jnp.int32)
     play = jax.eval_shape(functools.partial(_begin_play, setting), seeds)
-    return with_shardings(play, _play_shardings(mesh))
+    return with_shardings(play, _play_shardings(setting, mesh))
 
 
 def _abstract_state(setting: Setting, learner: Learner) -> dict[str, Any]:
@@ -363,7 +369,7 @@ def begin_state(setting: Setting, learner: Learner) -> dict[str, Any]:
     seeds = _pool_seeds(setting, 0, setting.config.env.pool_size)
     begin = jax.jit(
         functools.partial(_begin_play, setting),
-        out_shardings=_play_shardings(setting.mesh),
+        out_shardings=_play_shardings(setting, setting.mesh),
     )
     return {"learner": learner} | begin(seeds)
 
@@ -421,7 +427,7 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
         critic_ratio=ppo.critic_learning_rate_ratio,
     )
     state, first, frozen = _begin_ppo(setting, primed, optimizer)
-    env_steps = 0
+    env_steps, watch = 0, Watch(ppo)
     with (
         jax.set_mesh(setting.mesh),
         closing(MetricsWriter(setting.run_dir, "ppo")) as writer,
@@ -436,6 +442,9 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
             _raise_if_lost(state["learner"], row, "ppo")
             env_steps += int(row["rollout/env_steps"])
             writer.scalars(number, row)
+            for warning in watch.warnings(number, row):
+                writer.text("ppo/warnings", warning, number)
+                progress.tell(f"warning, iteration {number}: {warning}")
             progress.update(number + 1, **_shown(row))
             done = number + 1
             last = done == ppo.iterations
@@ -482,14 +491,11 @@ def iteration(
         jnp.float32(ppo.plan_cost),
         jnp.float32(warm),
         jnp.float32(warm and ppo.value_trunk_grad),
-        optimizer=optimizer,
-        config=ppo,
-        model=config.model,
-        history=config.rollout.history,
-        temperature=config.rollout.temperature,
-        max_decisions=config.rollout.rounds * (1 + config.rollout.decode_steps),
+        state["value_scale"] if ppo.value_scaling else jnp.float32(0),
+        recipe=make_recipe(config, optimizer),
         frozen=frozen,
     )
+    kept = {"value_scale": metrics["ppo/value_scale"]} if ppo.value_scaling else {}
     row = {name: float(value) for name, value in (measured | metrics).items()}
     updated = time.monotonic()
     row |= {
@@ -501,7 +507,20 @@ def iteration(
     }
     row = {name: value for name, value in row.items() if not np.isnan(value)}
     pool = _refresh(setting, state["pool"], number)
-    return {"learner": learner, "carry": carry, "pool": pool}, row
+    return {"learner": learner, "carry": carry, "pool": pool, **kept}, row
+
+
+def make_recipe(config: RunConfig, optimizer: Any) -> Recipe:
+    """What the updates of a run have in common."""
+    rollout = config.rollout
+    return Recipe(
+        optimizer=optimizer,
+        config=config.ppo,
+        model=config.model,
+        history=rollout.history,
+        temperature=rollout.temperature,
+        max_decisions=rollout.rounds * (1 + rollout.decode_steps),
+    )
 
 
 def play(
@@ -523,6 +542,7 @@ def play(
         model=config.model,
         budget=config.plan.budget,
         turn_tokens=setting.turn_tokens,
+        decide_explore=config.ppo.decide_explore,
     )
 
 

@@ -1,30 +1,58 @@
 """PPO's losses over roles and turns; ppo.md, section 5, is the specification."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import PpoConfig, RoleCoefficients
 from jaxplan.core.masked import masked_mean
+from jaxplan.rollout.sample import explored
 from jaxplan.train.decisions import RoleMasks, Scores
+
+ROLES = ("decide", "plan", "action")
+
+_LEAST = -80.0  # log-probability below which a choice is as good as impossible
+_MOST = 2.0  # weight of a token that the sampler found less probable
 
 
 @chex.dataclass(frozen=True)
 class Factors:
-    """Both factors of every decision, one beside the other.
+    """One factor of every decision, as the loss wants it.
 
     Attributes:
-        log_prob: under the policy that learns.
-        behavior: under the policy that sampled.
-        reference: under the policy that SFT left.
+        log_ratio: of the policy that learns to the one it is held near.
+        error: of the policy that learns to the one that sampled.
+        kl: to the policy that SFT left.
         entropy: normalised, of the policy that learns.
+        weight: of the objective, for what the ratio leaves out.
     """
 
-    log_prob: Float[Array, "B M"]
-    behavior: Float[Array, "B M"]
-    reference: Float[Array, "B M"]
+    log_ratio: Float[Array, "B M"]
+    error: Float[Array, "B M"]
+    kl: Float[Array, "B M"]
     entropy: Float[Array, "B M"]
+    weight: Float[Array, "B M"] | float
+
+
+@chex.dataclass(frozen=True)
+class Sampler:
+    """Both factors of what the sampler and the policy before the update said.
+
+    Attributes:
+        decide: log-probability of planning, or of acting, as sampled.
+        which: of the token among its like, as sampled.
+        old: scores of the policy before the update; None in ``bypass``, where the
+            sampler itself is what the ratio is to.
+        slot: of the turn each decision belongs to.
+    """
+
+    decide: Float[Array, "B M"]
+    which: Float[Array, "B M"]
+    old: Scores | None
+    slot: Int[Array, "B M"]
 
 
 def clipped_surrogate(
@@ -63,9 +91,69 @@ def reference_kl(
     return k2 + jax.lax.stop_gradient(k3 - k2)
 
 
+def bernoulli_kl(scores: Scores, reference: Scores) -> Float[Array, "B M"]:
+    """KL(pi | reference) of the choice between a plan and an action, in closed form."""
+
+    def term(ours: Float[Array, "B M"], theirs: Float[Array, "B M"]):
+        ours, theirs = jnp.maximum(ours, _LEAST), jnp.maximum(theirs, _LEAST)
+        return jnp.exp(ours) * (ours - theirs)
+
+    chosen = term(scores.decide, reference.decide)
+    return chosen + term(scores.decide_other, reference.decide_other)
+
+
+def _factors(
+    now: tuple[Float[Array, "B M"], Float[Array, "B M"]],
+    sampled: Float[Array, "B M"],
+    old: Float[Array, "B M"] | None,
+    kl: Float[Array, "B M"],
+    entropy: Float[Array, "B M"],
+) -> Factors:
+    """One factor; ``now`` is the policy that learns, and as it would sample."""
+    log_prob, as_sampler = now
+    weight: Float[Array, "B M"] | float = 1.0
+    if old is not None:
+        weight = jnp.minimum(jnp.exp(jnp.clip(old - sampled, -20.0, 20.0)), _MOST)
+    return Factors(
+        log_ratio=log_prob - (sampled if old is None else old),
+        error=as_sampler - sampled,
+        kl=kl,
+        entropy=entropy,
+        weight=weight,
+    )
+
+
+def turn_level(
+    decide: Float[Array, "B M"],
+    which: Float[Array, "B M"],
+    masks: RoleMasks,
+    slot: Int[Array, "B M"],
+) -> tuple[Float[Array, "B M"], Float[Array, "B M"]]:
+    """Give both factors of all tokens of a turn the geometric mean of their ratios.
+
+    The mean is over tokens (arXiv:2507.18071, eq. 14): its value is that of the turn,
+    its gradient that of each factor.
+    """
+    whole = jnp.where(masks.decide, decide, 0.0)
+    whole = whole + jnp.where(masks.plan | masks.action, which, 0.0)
+    token = masks.decide | masks.plan | masks.action
+    rows = jnp.arange(slot.shape[0])[:, None]
+    # A lane has at most one turn more than rounds, and a decision a round or more.
+    empty = jnp.zeros((slot.shape[0], slot.shape[1] + 2))
+    total = empty.at[rows, slot].add(jnp.where(token, whole, 0.0))
+    count = empty.at[rows, slot].add(token.astype(jnp.float32))
+    mean = jnp.take_along_axis(total / jnp.maximum(count, 1.0), slot, axis=1)
+    stop = jax.lax.stop_gradient
+
+    def own(factor: Float[Array, "B M"]) -> Float[Array, "B M"]:
+        return stop(mean) + factor - stop(factor)
+
+    return own(decide), own(which)
+
+
 def policy_loss(
     scores: Scores,
-    behavior: tuple[Float[Array, "B M"], Float[Array, "B M"]],
+    sampler: Sampler,
     reference: Scores,
     masks: RoleMasks,
     advantages: Float[Array, "B M"],
@@ -76,7 +164,7 @@ def policy_loss(
 
     Args:
         scores: of the policy that learns.
-        behavior: log-probabilities (plan or act, which token) of the sampler.
+        sampler: what it said.
         reference: scores of the SFT policy.
         masks: the role each factor is trained in.
         advantages: normalised, one a decision (that of its turn).
@@ -86,18 +174,27 @@ def policy_loss(
     Returns:
         The loss, and metrics by role.
     """
-    decide = Factors(
-        log_prob=scores.decide,
-        behavior=behavior[0],
-        reference=reference.decide,
-        entropy=scores.decide_entropy,
+    old = sampler.old
+    decide = _factors(
+        (scores.decide, explored(scores.decide, config.decide_explore)),
+        sampler.decide,
+        None if old is None else old.decide,
+        bernoulli_kl(scores, reference),
+        scores.decide_entropy,
     )
-    which = Factors(
-        log_prob=scores.which,
-        behavior=behavior[1],
-        reference=reference.which,
-        entropy=scores.which_entropy,
+    which = _factors(
+        (scores.which, scores.which),
+        sampler.which,
+        None if old is None else old.which,
+        reference_kl(scores.which, reference.which),
+        scores.which_entropy,
     )
+    if config.ratio_level == "turn":
+        of_decide, of_which = turn_level(
+            decide.log_ratio, which.log_ratio, masks, sampler.slot
+        )
+        decide = dataclasses.replace(decide, log_ratio=of_decide)
+        which = dataclasses.replace(which, log_ratio=of_which)
     roles = {
         "decide": (decide, masks.decide),
         "plan": (which, masks.plan),
@@ -124,36 +221,60 @@ def _role_loss(
     def coefficient(section: RoleCoefficients) -> float:
         return getattr(section, role)
 
-    log_ratio = jnp.where(mask, factors.log_prob - factors.behavior, 0.0)
+    log_ratio = jnp.where(mask, factors.log_ratio, 0.0)
     objective = clipped_surrogate(
         log_ratio, advantages, config.clip_eps, config.clip_eps_high, config.dual_clip
     )
-    kl = reference_kl(factors.log_prob, factors.reference)
 
     def per_turn(values: Float[Array, "B M"]) -> Float[Array, ""]:
         return jnp.sum(jnp.where(mask, values, 0.0)) / num_turns
 
     loss = (
-        -coefficient(config.role_coef) * per_turn(objective)
-        + coefficient(config.kl_coef) * per_turn(kl)
+        -coefficient(config.role_coef) * per_turn(factors.weight * objective)
+        + coefficient(config.kl_coef) * per_turn(factors.kl)
         - coefficient(config.ent_coef) * per_turn(factors.entropy)
     )
     ratio = jnp.exp(log_ratio)
     outside = (ratio < 1 - config.clip_eps) | (ratio > 1 + config.clip_eps_high)
     metrics = {
         f"ppo/approx_kl_{role}": masked_mean(ratio - 1.0 - log_ratio, mask),
-        f"ppo/reference_kl_{role}": masked_mean(kl, mask),
+        f"ppo/reference_kl_{role}": masked_mean(factors.kl, mask),
         f"ppo/clip_fraction_{role}": masked_mean(outside.astype(jnp.float32), mask),
         f"ppo/{role}_entropy": masked_mean(factors.entropy, mask),
-        f"ppo/ratio_error_{role}": jnp.max(jnp.abs(log_ratio), initial=0.0),
     }
-    return loss, metrics
+    return loss, metrics | _ratio_errors(role, factors.error, mask)
+
+
+def _ratio_errors(
+    role: str, error: Float[Array, "B M"], mask: Bool[Array, "B M"]
+) -> dict[str, Float[Array, ""]]:
+    """How far the policy is from what the sampler recorded of it."""
+    error = jnp.where(mask, error, 0.0)
+    ratio = jnp.exp(jnp.clip(error, -20.0, 20.0))
+    outside = (ratio < 0.9) | (ratio > 1.1)
+    return {
+        f"ppo/ratio_error_{role}": jnp.max(jnp.abs(error), initial=0.0),
+        f"ppo/ratio_error_mean_{role}": masked_mean(jnp.abs(error), mask),
+        f"ppo/ratio_error_k3_{role}": masked_mean(ratio - 1.0 - error, mask),
+        f"ppo/ratio_error_outside_{role}": masked_mean(
+            outside.astype(jnp.float32), mask
+        ),
+    }
+
+
+def format_loss(
+    legal_mass: Float[Array, "B M"],
+    mask: Bool[Array, "B M"],
+    num_turns: Float[Array, ""],
+) -> Float[Array, ""]:
+    """Pressure towards legal tokens, which a masked policy does not feel."""
+    return -jnp.sum(jnp.where(mask, legal_mass, 0.0)) / num_turns
 
 
 def value_loss(
-    values: Float[Array, "B H"],
-    targets: Float[Array, "B H"],
-    mask: Bool[Array, "B H"],
+    values: Float[Array, "B N"],
+    targets: Float[Array, "B N"],
+    mask: Bool[Array, "B N"],
 ) -> Float[Array, ""]:
     """Huber loss of values, mean over turns; its gradient is bounded by 1.
 
@@ -167,14 +288,27 @@ def value_loss(
     return masked_mean(huber, mask)
 
 
+def clipped_value_loss(
+    values: Float[Array, "B N"],
+    old: Float[Array, "B N"],
+    targets: Float[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    clip: float,
+) -> Float[Array, ""]:
+    """Squared loss, the worse of the value and of one held near the ``old`` one."""
+    near = old + jnp.clip(values - old, -clip, clip)
+    error = jnp.maximum((values - targets) ** 2, (near - targets) ** 2)
+    return masked_mean(0.5 * error, mask)
+
+
 def explained_variance(
-    values: Float[Array, "B H"],
-    targets: Float[Array, "B H"],
-    mask: Bool[Array, "B H"],
+    values: Float[Array, "B N"],
+    targets: Float[Array, "B N"],
+    mask: Bool[Array, "B N"],
 ) -> Float[Array, ""]:
     """Share of the targets' variance that the values account for; at most 1."""
 
-    def variance(x: Float[Array, "B H"]) -> Float[Array, ""]:
+    def variance(x: Float[Array, "B N"]) -> Float[Array, ""]:
         return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
 
     return 1.0 - variance(targets - values) / jnp.maximum(variance(targets), 1e-8)

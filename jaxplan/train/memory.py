@@ -32,7 +32,7 @@ from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import training_schedule
 from jaxplan.rollout.segment import empty_turns
 from jaxplan.rollout.setup import check_sizes
-from jaxplan.train.loop import Setting, abstract_play, check_division
+from jaxplan.train.loop import Setting, abstract_play, check_division, make_recipe
 from jaxplan.train.optim import make_optimizer
 from jaxplan.train.ppo import update
 from jaxplan.train.sft import Segments, sft_update
@@ -411,12 +411,8 @@ def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
             number,
             number,
             number,
-            optimizer=optimizers["ppo"],
-            config=config.ppo,
-            model=model,
-            history=rollout.history,
-            temperature=rollout.temperature,
-            max_decisions=_decisions(config),
+            number,
+            recipe=make_recipe(config, optimizers["ppo"]),
             frozen=frozen,
         ),
     )

@@ -81,3 +81,9 @@ def test_on_a_terminal_the_line_is_drawn_live(monkeypatch):
     assert "\x1b[" in drawn
     assert "4/10" in drawn
     assert "loss 0.5" in drawn
+
+
+def test_a_warning_is_a_line_of_its_own(capsys):
+    with Progress("ppo", 9) as progress:
+        progress.tell("[plan] is rare")
+    assert capsys.readouterr().err == "ppo  [plan] is rare\n"

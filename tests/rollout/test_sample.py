@@ -97,3 +97,32 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(setting):
     table = dict(zip(legal.tolist(), np.log(expected), strict=True))
     said = [table[token] for token in drawn[:50].tolist()]
     np.testing.assert_allclose((decide + which)[:50], said, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_exploration_throws_a_fair_coin_now_and_then_and_says_so(setting, share):
+    grammar = setting.language.grammar
+    vocab, opening = grammar.legal.shape[1], setting.words.opening[0]
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=vocab), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    draw = jax.jit(
+        jax.vmap(sample_token, in_axes=(0, None, None, None, None)), static_argnums=4
+    )
+    drawn, decide, which = draw(keys, grammar, logits, jnp.int32(DECIDE), share)
+    legal = np.flatnonzero(grammar.legal[DECIDE])
+    policy = dict(zip(legal, softmax(np.asarray(logits)[legal]), strict=True))
+    plan = (1 - share) * policy[opening] + share / 2
+    table = {
+        token: plan if token == opening else p * (1 - plan) / (1 - policy[opening])
+        for token, p in policy.items()
+    }
+    counts = np.bincount(np.asarray(drawn), minlength=vocab)[legal]
+    expected = np.array([table[token] for token in legal])
+    deviation = np.sqrt(expected * (1 - expected) / DRAWS)
+    assert (np.abs(counts / DRAWS - expected) < 5 * deviation).all()
+    said = [np.log(table[token]) for token in drawn[:50].tolist()]
+    np.testing.assert_allclose((decide + which)[:50], said, atol=1e-5)
+    # Where there is nothing to decide, nothing is explored.
+    plain = sample_token(keys[0], grammar, logits, jnp.int32(TEXT))
+    other = sample_token(keys[0], grammar, logits, jnp.int32(TEXT), share)
+    assert plain == other

@@ -1,5 +1,7 @@
 """The policy's loss by hand, against a numpy loop, and its invariances."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,15 +13,19 @@ from hypothesis.extra import numpy as npst
 from jaxplan.config.schema import PpoConfig, RoleCoefficients
 from jaxplan.train.decisions import RoleMasks, Scores
 from jaxplan.train.losses import (
+    ROLES,
+    Sampler,
     clipped_surrogate,
+    clipped_value_loss,
     explained_variance,
+    format_loss,
     policy_loss,
     reference_kl,
     value_loss,
 )
 
 SHAPE = (2, 6)
-ROLES = ("decide", "plan", "action")
+SURE = 0.999  # of a decision at most, for float32 to know the rest
 LOG_PROBS = npst.arrays(
     np.float32, SHAPE, elements=st.floats(-4, 0, width=32, allow_subnormal=False)
 )
@@ -96,8 +102,10 @@ PLAIN = PpoConfig(
 
 def scores_of(decide, which, entropy=0.5):
     flat = jnp.full(jnp.shape(decide), entropy)
+    decide = jnp.asarray(decide)
     return Scores(
-        decide=jnp.asarray(decide),
+        decide=decide,
+        decide_other=jnp.log1p(-jnp.minimum(jnp.exp(decide), SURE)),
         which=jnp.asarray(which),
         decide_entropy=flat,
         which_entropy=flat / 2,
@@ -105,11 +113,16 @@ def scores_of(decide, which, entropy=0.5):
     )
 
 
+def sampler_of(decide, which, old=None, slot=None):
+    slot = jnp.zeros(jnp.shape(decide), jnp.int32) if slot is None else slot
+    return Sampler(decide=decide, which=which, old=old, slot=slot)
+
+
 @jax.jit
 def full_loss(ours, behavior, reference, masks, advantages, num_turns):
     loss, metrics = policy_loss(
         scores_of(*ours),
-        behavior,
+        sampler_of(*behavior),
         scores_of(*reference),
         RoleMasks(decide=masks[0], plan=masks[1], action=masks[2]),
         advantages,
@@ -117,6 +130,11 @@ def full_loss(ours, behavior, reference, masks, advantages, num_turns):
         CONFIG,
     )
     return loss, metrics
+
+
+def slow_bernoulli_kl(p, q):
+    other, of_reference = 1 - min(p, SURE), 1 - min(q, SURE)
+    return p * np.log(p / q) + other * np.log(other / of_reference)
 
 
 @given(
@@ -141,6 +159,8 @@ def test_the_policy_loss_is_that_of_a_slow_loop(
             objective = min(ratio * gain, min(max(ratio, 0.8), 1.28) * gain)
             objective = max(objective, 3.0 * gain) if gain < 0 else objective
             kl = np.exp(ref - mine) - 1 - (ref - mine)
+            if role == "decide":
+                kl = slow_bernoulli_kl(np.exp(mine), np.exp(ref))
             expected -= getattr(CONFIG.role_coef, role) * objective
             expected += getattr(CONFIG.kl_coef, role) * kl
             expected -= getattr(CONFIG.ent_coef, role) * entropy
@@ -155,7 +175,7 @@ def test_metrics_tell_of_each_role_by_itself():
     behavior = jnp.zeros((1, 3))
     _, metrics = policy_loss(
         scores_of(jnp.log(ratio), jnp.log(ratio)),
-        (behavior, behavior),
+        sampler_of(behavior, behavior),
         scores_of(jnp.log(ratio), jnp.log(ratio)),
         RoleMasks(decide=masks[0], plan=masks[1], action=~none),
         jnp.ones((1, 3)),
@@ -194,7 +214,13 @@ def test_with_equal_weights_two_factors_pull_like_the_token_they_make_up():
     def factored(logits):
         scores = scores_of(*factors(logits))
         return policy_loss(
-            scores, behavior, scores, masks, advantages, jnp.float32(3.0), PLAIN
+            scores,
+            sampler_of(*behavior),
+            scores,
+            masks,
+            advantages,
+            jnp.float32(3.0),
+            PLAIN,
         )[0]
 
     def whole(logits):
@@ -222,7 +248,7 @@ def decide_gradient(plan_length):
         scores = scores_of(decide_log_prob, old)
         return policy_loss(
             scores,
-            (old, old),
+            sampler_of(old, old),
             scores,
             masks,
             jnp.ones((1, size)),
@@ -275,6 +301,99 @@ def test_the_value_loss_is_quadratic_near_and_linear_far():
     loss, gradient = jax.value_and_grad(value_loss)(values, jnp.zeros((1, 3)), mask)
     np.testing.assert_allclose(loss, (0.5 * 0.25 + 2.5) / 2)
     np.testing.assert_allclose(gradient, [[0.25, 0.5, 0.0]])
+
+
+def test_the_clipped_value_loss_is_the_worse_of_both():
+    values, old = jnp.array([[1.0, 0.1, 5.0]]), jnp.array([[0.0, 0.0, 0.0]])
+    targets = jnp.array([[1.0, 1.0, 0.0]])
+    mask = jnp.array([[True, True, False]])
+    loss = clipped_value_loss(values, old, targets, mask, 0.2)
+    np.testing.assert_allclose(loss, (0.5 * 0.8**2 + 0.5 * 0.9**2) / 2, rtol=1e-6)
+
+
+def test_the_format_loss_is_the_lost_mass_of_a_turn():
+    mass = jnp.log(jnp.array([[0.5, 0.25, 0.1]]))
+    mask = jnp.array([[True, True, False]])
+    np.testing.assert_allclose(
+        format_loss(mass, mask, jnp.float32(2)), np.log(8) / 2, rtol=1e-6
+    )
+
+
+ONE_TURN_EACH = jnp.array([[0, 0, 0, 1, 1, 1]] * 2)
+TURN_LEVEL = dataclasses.replace(PLAIN, ratio_level="turn")
+
+
+def some_factors(seed):
+    chance = np.random.default_rng(seed)
+    draw = lambda: jnp.asarray(-chance.random(SHAPE), jnp.float32)
+    return draw(), draw()
+
+
+def plain_masks():
+    decide = jnp.arange(6)[None] % 3 == jnp.zeros((2, 1), jnp.int32)
+    plan = jnp.arange(6)[None] % 3 == jnp.ones((2, 1), jnp.int32)
+    return RoleMasks(decide=decide, plan=plan, action=~decide & ~plan)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1, 0.5])
+def test_the_ratio_of_a_turn_is_the_geometric_mean_of_its_tokens(shift):
+    """One token far off counts a third; the objective is clipped as a whole."""
+    decide, which = some_factors(0)
+    masks, far = plain_masks(), jnp.zeros(SHAPE).at[:, 2].set(shift)
+    advantages = jnp.ones(SHAPE)
+
+    def loss(which):
+        scores = scores_of(decide, which)
+        sampler = sampler_of(decide, some_factors(0)[1] - far, slot=ONE_TURN_EACH)
+        return policy_loss(
+            scores, sampler, scores, masks, advantages, jnp.float32(4), TURN_LEVEL
+        )[0]
+
+    value, gradient = jax.value_and_grad(loss)(which)
+    ratio = np.exp(shift / 3)
+    np.testing.assert_allclose(value, -(3 * ratio + 3) * 2 / 4, rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient[0], [0, *[-ratio / 4] * 2, 0, *[-0.25] * 2], rtol=1e-5
+    )
+
+
+def test_stale_samples_count_by_how_much_less_sure_the_sampler_was():
+    old = (jnp.log(jnp.full(SHAPE, 0.5)), jnp.log(jnp.full(SHAPE, 0.6)))
+    sampled = (jnp.log(jnp.full(SHAPE, 0.4)), jnp.log(jnp.full(SHAPE, 0.1)))
+    masks, advantages = plain_masks(), jnp.ones(SHAPE)
+    scores = scores_of(*old)
+    loss, metrics = policy_loss(
+        scores,
+        sampler_of(*sampled, old=scores),
+        scores,
+        masks,
+        advantages,
+        jnp.float32(4),
+        PLAIN,
+    )
+    weights = 1.25 + 2.0 + 2.0  # of decide, and of the others, where 6 is cut to 2
+    np.testing.assert_allclose(loss, -weights * 4 / 4, rtol=1e-5)
+    assert metrics["ppo/clip_fraction_action"] == 0
+    assert metrics["ppo/ratio_error_outside_plan"] == 1
+
+
+def test_an_explored_decision_is_no_error_of_the_ratio():
+    p, share = 0.02, 0.1
+    decide = jnp.log(jnp.full(SHAPE, p))
+    mixed = jnp.log(jnp.full(SHAPE, (1 - share) * p + share / 2))
+    config = dataclasses.replace(PLAIN, decide_explore=share)
+    scores = scores_of(decide, decide)
+    loss, metrics = policy_loss(
+        scores,
+        sampler_of(mixed, decide),
+        scores,
+        RoleMasks(decide=mixed < 0, plan=mixed > 0, action=mixed > 0),
+        jnp.ones(SHAPE),
+        jnp.float32(12),
+        config,
+    )
+    np.testing.assert_allclose(loss, -p / ((1 - share) * p + share / 2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["ppo/ratio_error_decide"], 0, atol=1e-6)
 
 
 @given(NUMBERS, NUMBERS, MASKS)

@@ -9,16 +9,36 @@ import optax
 import pytest
 
 from jaxplan.config.schema import ModelConfig, PpoConfig
+from jaxplan.core.roles import Role
 from jaxplan.models.heads import value
 from jaxplan.models.llama import forward
 from jaxplan.models.params import init_params
+from jaxplan.plan.grammar import ACT
 from jaxplan.rollout.stream import stream_metadata
 from jaxplan.train.optim import Learner, init_learner
-from jaxplan.train.ppo import ppo_loss, prepare, split_lanes, update
+from jaxplan.train.ppo import (
+    Recipe,
+    next_value_scale,
+    ppo_loss,
+    prepare,
+    split_lanes,
+    update,
+)
 
 OPTIMIZER = optax.sgd(0.1)  # its step is the gradient, so gradients can be compared
 CONFIG = PpoConfig(num_minibatches=2, gamma=0.9, gae_lambda=0.8)
 WHOLE = dataclasses.replace(CONFIG, num_minibatches=1)
+
+
+def recipe_of(setting, config):
+    return Recipe(
+        optimizer=OPTIMIZER,
+        config=config,
+        model=setting.model,
+        history=setting.rollout.history,
+        temperature=setting.rollout.temperature,
+        max_decisions=setting.rollout.rounds * (1 + setting.rollout.decode_steps),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +63,8 @@ def learn(setting, segment):
             jnp.float32(plan_cost),
             jnp.float32(policy),
             jnp.float32(trunk),
-            optimizer=OPTIMIZER,
-            config=config,
-            model=setting.model,
-            history=setting.rollout.history,
-            temperature=setting.rollout.temperature,
-            max_decisions=setting.rollout.rounds * (1 + setting.rollout.decode_steps),
+            jnp.float32(0),
+            recipe=recipe_of(setting, config),
         )
 
     return run
@@ -120,26 +136,13 @@ def test_the_order_of_lanes_does_not_change_the_update(learn, segment):
 
 @pytest.fixture(scope="module")
 def prepared(setting, segment):
-    batch, metrics = jax.jit(
-        prepare,
-        static_argnames=(
-            "config",
-            "model",
-            "history",
-            "temperature",
-            "max_decisions",
-        ),
-    )(
+    batch, metrics = jax.jit(prepare, static_argnames="recipe")(
         setting.params,
         setting.params.llama,
         segment,
         setting.language.grammar,
         jnp.float32(0.01),
-        config=CONFIG,
-        model=setting.model,
-        history=setting.rollout.history,
-        temperature=setting.rollout.temperature,
-        max_decisions=setting.rollout.rounds * (1 + setting.rollout.decode_steps),
+        recipe=recipe_of(setting, CONFIG),
     )
     return jax.device_get(batch), metrics
 
@@ -219,6 +222,93 @@ def test_minibatches_hold_every_lane_once(prepared):
         np.testing.assert_array_equal(cut[1], whole[1::2])
 
 
+def test_a_price_of_zero_is_no_bit_different_from_no_price(learn, learnt, segment):
+    end = segment.turns.end
+    unpriced = dataclasses.replace(
+        segment.turns,
+        end=dataclasses.replace(end, plan_tokens=jnp.zeros_like(end.plan_tokens)),
+    )
+    other, _ = learn(segment=dataclasses.replace(segment, turns=unpriced))
+    assert all(same(learnt[0].params, other.params))
+
+
+def test_the_critic_tells_what_plans_are_worth(setting, segment, prepared, values):
+    _, metrics = prepared
+    tokens, turns = jax.device_get((segment.stream.tokens, segment.turns))
+    hidden = forward(
+        setting.params.llama,
+        segment.stream.tokens.token,
+        stream_metadata(segment.stream.tokens),
+        setting.model,
+        setting.rollout.history,
+    )
+    everywhere = np.asarray(value(setting.params.value, hidden))
+    gains = []
+    for lane, slot in np.argwhere(turns.end.complete & turns.end.planned):
+        own = tokens.turn[lane] == turns.number[lane, slot]
+        act = np.flatnonzero(own & (tokens.state[lane] == ACT) & tokens.sampled[lane])
+        gains.append(everywhere[lane, act[0] - 1] - values[lane, slot])
+    assert len(gains) > 3
+    np.testing.assert_allclose(
+        metrics["ppo/planning_advantage"], np.mean(gains), atol=1e-5
+    )
+
+
+def test_boundaries_bootstrap_on_the_state_that_follows(segment, values, prepared):
+    """What ppo.md, section 4, says of the ends of turns, in a real play."""
+    batch, _ = prepared
+    tokens, turns = jax.device_get((segment.stream.tokens, segment.turns))
+    end, seen = turns.end, set()
+    for lane, slot in np.argwhere(end.complete):
+        start, following = turns.start[lane, slot], turns.start[lane, slot + 1]
+        reward = end.reward[lane, slot] - 0.01 * end.plan_tokens[lane, slot]
+        own = batch.targets[lane, slot]
+        assert end.discount[lane, slot] > 0  # nobody dies here, see test_estimators
+        # The position a turn bootstraps on is the end of an observation of its own
+        # episode: of a truncated one the terminal one, before any new world.
+        assert tokens.role[lane, following - 1] == Role.OBSERVATION
+        assert tokens.episode[lane, following - 1] == tokens.episode[lane, start - 1]
+        if not end.complete[lane, slot + 1]:
+            bootstrap = end.discount[lane, slot] * values[lane, slot + 1]
+            np.testing.assert_allclose(own, reward + bootstrap, atol=1e-4)
+            own_turn = tokens.turn[lane] == turns.number[lane, slot + 1]
+            is_last = slot + 1 == turns.slot[lane]
+            said = (own_turn & (tokens.role[lane] >= Role.DECIDE)).any()
+            seen.add(("unfinished" if said else "closing") if is_last else "truncated")
+            decided = batch.decisions.turn[lane] == turns.number[lane, slot + 1]
+            assert not (decided & batch.decisions.mask[lane]).any()
+    assert {"truncated", "closing"} <= seen
+    carried = tokens.role == Role.CARRIED  # a new prefix: seen, and never trained
+    assert carried.any()
+    assert not (carried & tokens.sampled).any()
+
+
+def test_everything_optional_at_once_starts_from_a_ratio_of_one(learn, setting):
+    config = dataclasses.replace(
+        WHOLE,
+        estimator="smdp",
+        ratio_level="turn",
+        off_policy="decoupled",
+        num_epochs=2,
+        value_loss="clip",
+        value_scaling=True,
+        format_coef=0.1,
+        call_cost=0.01,
+    )
+    learner, metrics = learn(config=config, plan_cost=0.01)
+    assert metrics["ppo/ratio_error"] <= 1e-5
+    assert metrics["ppo/value_scale"] > 0
+    assert not any(same(learner.params, setting.params))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(learner.params))
+
+
+def test_the_value_scale_is_a_running_standard_deviation():
+    targets, mask = jnp.array([[1.0, 3.0, 99.0]]), jnp.array([[True, True, False]])
+    np.testing.assert_allclose(next_value_scale(jnp.float32(0), targets, mask), 1.0)
+    mixed = next_value_scale(jnp.float32(2), targets, mask)
+    np.testing.assert_allclose(mixed, np.sqrt(0.9 * 4 + 0.1), rtol=1e-6)
+
+
 def test_plan_tokens_are_paid_for(learn, segment):
     end = jax.device_get(segment.turns.end)
     spent = end.plan_tokens[end.complete].mean()
@@ -239,17 +329,11 @@ def judged(setting, segment):
     own = init_params(jax.random.key(4), CRITIC, setting.tokenizer.vocab_size)
     head = dataclasses.replace(own.value, out=jnp.ones(CRITIC.width))
     params = dataclasses.replace(setting.params, value=head, critic=own.llama)
-    shared = {
-        "config": config,
-        "model": setting.model,
-        "history": setting.rollout.history,
-        "temperature": setting.rollout.temperature,
-    }
-    slots = setting.rollout.rounds * (1 + setting.rollout.decode_steps)
+    recipe = recipe_of(setting, config)
 
     def loss_of(params, batch, name):
         grammar, one = setting.language.grammar, jnp.float32(1.0)
-        return ppo_loss(params, batch, grammar, one, one, **shared)[1][name]
+        return ppo_loss(params, batch, grammar, one, one, recipe)[1][name]
 
     @jax.jit
     def gradients(params, reference, segment):
@@ -259,8 +343,7 @@ def judged(setting, segment):
             segment,
             setting.language.grammar,
             0.0,
-            **shared,
-            max_decisions=slots,
+            recipe,
         )
         names = ("ppo/policy_loss", "ppo/value_loss")
         return [jax.grad(loss_of)(params, batch, name) for name in names]
