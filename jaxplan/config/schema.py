@@ -76,16 +76,32 @@ class PogsConfig:
     min_backtracks: NonNegativeInt = 0  # hard mode: of the explorer with a memory
 
 
+ProbeKind = Literal["constant", "observed", "delayed", "action", "both", "plan"]
+
+
+@section
+class ProbeConfig:
+    """The worlds of ``probe``, whose answers are known: see jaxplan/envs/probes.py."""
+
+    kinds: tuple[ProbeKind, ...] = ("plan",)  # an episode's is drawn from them
+    delay: PositiveInt = 3  # turns from the choice to the reward of ``delayed``
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("kinds=(): an episode needs a probe to play; name one")
+
+
 @section
 class EnvConfig:
     """The world the agent lives in, and the words it is described with."""
 
-    name: Literal["craftax_classic", "pogs"] = "craftax_classic"
+    name: Literal["craftax_classic", "pogs", "probe"] = "craftax_classic"
     text: TextLevel = "compact"
     max_steps: PositiveInt = 1000  # env steps until an episode is truncated
     pool_size: PositiveInt = 256  # ready-made worlds a finished lane may be given
     pool_refresh: NonNegativeInt = 16  # worlds made anew per training iteration
     pogs: PogsConfig = Field(default_factory=PogsConfig)
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
 
 
 @section

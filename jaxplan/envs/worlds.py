@@ -6,9 +6,18 @@ from jaxplan.envs.craftax_classic import make_craftax_classic
 from jaxplan.envs.craftax_expert import make_craftax_expert
 from jaxplan.envs.pogs import make_pogs
 from jaxplan.envs.pogs_expert import make_pogs_expert, make_pogs_references
+from jaxplan.envs.probes import make_probe, make_probe_expert
 
-WORLDS = {"craftax_classic": make_craftax_classic, "pogs": make_pogs}
-EXPERTS = {"craftax_classic": make_craftax_expert, "pogs": make_pogs_expert}
+WORLDS = {
+    "craftax_classic": make_craftax_classic,
+    "pogs": make_pogs,
+    "probe": make_probe,
+}
+EXPERTS = {
+    "craftax_classic": make_craftax_expert,
+    "pogs": make_pogs_expert,
+    "probe": make_probe_expert,
+}
 REFERENCES = {"pogs": make_pogs_references}
 _AT_ITS_BEST = ExpertConfig()
 
