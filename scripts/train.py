@@ -89,13 +89,12 @@ class Run:
         import jax
 
         from jaxplan.envs.worlds import make_env
+        from jaxplan.io.chat import open_tokenizer
         from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
-        from jaxplan.text.tokenizer import load_tokenizer
         from jaxplan.train.loop import Setting, check_mesh
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
-        tokenizer = load_tokenizer(config.text.tokenizer)
-        self.tokenizer = tokenizer.fill_up(config.model.vocab_size)
+        self.tokenizer = open_tokenizer(config)
         env = make_env(config.env)
         language = make_language(self.tokenizer, env, config.plan)
         turn_tokens = longest_turn(self.tokenizer, env, config.plan)
