@@ -33,14 +33,15 @@ def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Langu
 def _edges(phrases: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """The phrases an observation may end with, and those it may begin with.
 
-    Worlds that end their observations with a line break or ``>`` always do, and so do
-    those that begin them with a line break; of others any phrase may. One stands for
-    all that end, or begin, with the same two characters.
+    Worlds that end their observations with a line break or ``>`` always do; where one
+    ends otherwise, any word could be the last, and none is tried. Those that begin them
+    with a line break always do; of others any phrase may. One stands for all that end,
+    or begin, with the same two characters.
     """
     endings = [phrase for phrase in phrases if phrase.endswith((">", "\n"))]
     endings = [phrase for phrase in endings if phrase.strip("\n")]
     beginnings = [phrase for phrase in phrases if phrase.startswith("\n")]
-    last = {phrase[-2:]: phrase for phrase in endings or phrases}
+    last = {phrase[-2:]: phrase for phrase in endings}
     first = {phrase[:2]: phrase for phrase in beginnings or phrases}
     return list(last.values()), list(first.values())
 
