@@ -103,12 +103,11 @@ def dry_run(config: RunConfig, flags: Flags) -> int:
 def make_setting(config: RunConfig, run_dir: Path, stop):
     """Tokenizer, world and language; sizes that do not fit are refused."""
     from jaxplan.envs.worlds import make_env
+    from jaxplan.io.chat import open_tokenizer
     from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
-    from jaxplan.text.tokenizer import load_tokenizer
     from jaxplan.train.loop import Setting
 
-    tokenizer = load_tokenizer(config.text.tokenizer)
-    tokenizer = tokenizer.fill_up(config.model.vocab_size)
+    tokenizer = open_tokenizer(config)
     env = make_env(config.env)
     language = make_language(tokenizer, env, config.plan)
     turn_tokens = longest_turn(tokenizer, env, config.plan)

@@ -2,11 +2,13 @@
 
     turn := [ OPEN plan{1..budget} CLOSE ] action
 
-Markers and actions may be one token or several: each is tokenized on its own, once, and
-followed piece by piece, so nothing is ever searched for in a text. A lane holds two
-integers, its state and the plan-text tokens it may still write; the tables say which
-tokens are legal, what each of them is, and where it leads. Whether a turn may plan is
-data as well: it is the state the turn starts in.
+Markers and actions may be one token or several: each is tokenized once, and followed
+piece by piece, so nothing is ever searched for in a text. What a tokenizer makes of a
+marker may depend on what stands before it: the grammar is built only where the ids of
+a turn are those of its text (see ``check_turns`` for what is around it). A lane holds
+two integers, its state and the plan-text tokens it may still write; the tables say
+which tokens are legal, what each of them is, and where it leads. Whether a turn may
+plan is data as well: it is the state the turn starts in.
 """
 
 import itertools
@@ -52,8 +54,12 @@ class Vocabulary(Protocol):
         """The number of ids."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Turn text into ids."""
+    def encode_inside(self, text: str) -> list[int]:
+        """Turn a text into ids that stands behind another."""
+        ...
+
+    def may_follow(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell for each (before, text) whether their ids are those of the joined."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -94,21 +100,25 @@ def make_grammar(
 
     Plan text is made of the tokens that are not special and whose text is whole
     printable characters without ``<`` and ``>``: no newline, and no marker in disguise.
+    A plan begins with those that OPEN leaves as they are (behind ``>`` some tokenizers
+    join a letter with it, but never a space). Spaces that CLOSE would join are none.
 
     Raises:
         ValueError: a piece is missing, the first token would not tell a plan from an
-            action, an action could not be told from a longer one, or a plan could not
-            be told from its end.
+            action, an action could not be told from a longer one, a plan could not be
+            told from its end, or CLOSE or an action has other ids where it stands.
     """
     opening = _pieces(tokenizer, "plan.open", plan.open)
     closing = _pieces(tokenizer, "plan.close", plan.close)
     actions = {name: _pieces(tokenizer, "action", name) for name in action_names}
     if not actions or len(actions) < len(action_names):
         raise ValueError(f"action names must be there and differ: {action_names}")
-    text = [t for t in range(tokenizer.vocab_size) if _is_text(tokenizer.text_of(t))]
     _check_decision(tokenizer, opening, actions)
     _check_actions(actions)
+    text = _plan_text(tokenizer, plan, closing[0])
     _check_text(tokenizer, closing, text)
+    _check_behind(tokenizer, [plan.close], action_names, _AFTER_CLOSE)
+    first = _first_text(tokenizer, plan, text)
 
     automaton = _Automaton()
     automaton.add_path(DECIDE_PLAN, opening, TEXT_FIRST, Span.TAG)
@@ -117,11 +127,45 @@ def make_grammar(
         finished = automaton.add_state(Role.PAD, Span.ACTION, action)
         automaton.add_path(ACT, pieces, finished, Span.ACTION)
     edges = automaton.edges
-    edges[TEXT_FIRST] = dict.fromkeys(text, TEXT)
-    edges[TEXT] = edges[TEXT_FIRST] | edges[TEXT_FULL]
+    edges[TEXT_FIRST] = dict.fromkeys(first, TEXT)
+    edges[TEXT] = dict.fromkeys(text, TEXT) | edges[TEXT_FULL]
     edges[DECIDE_ACT] = edges[ACT]
     edges[DECIDE] = edges[DECIDE_PLAN] | edges[DECIDE_ACT]
     return automaton.compile(tokenizer.vocab_size)
+
+
+def check_turns(
+    tokenizer: Vocabulary,
+    action_names: tuple[str, ...],
+    plan: PlanConfig,
+    endings: Sequence[str],
+    beginnings: Sequence[str],
+) -> None:
+    """See that a turn has the same ids between observations as alone (host, once).
+
+    Args:
+        tokenizer: as for ``make_grammar``.
+        action_names: of the world.
+        plan: the markers.
+        endings: phrases that an observation may end with.
+        beginnings: phrases that an observation may begin with.
+
+    Raises:
+        ValueError: a marker, an action or an observation has other ids where it stands;
+            it says which, behind what, and what to do.
+    """
+    _check_behind(tokenizer, endings, [plan.open], _BEHIND_OBSERVATION)
+    _check_behind(tokenizer, endings, action_names, _BEHIND_OBSERVATION)
+    _check_behind(tokenizer, action_names, beginnings, _BEHIND_ACTION)
+
+
+def check_start(tokenizer: Vocabulary, prompt: str, beginnings: Sequence[str]) -> None:
+    """See that the first observation has the same ids behind the prompt as alone.
+
+    Raises:
+        ValueError: it has not.
+    """
+    _check_behind(tokenizer, [prompt], beginnings, _BEHIND_PROMPT)
 
 
 def parse_mode(mode: str) -> int:
@@ -251,7 +295,7 @@ class _Automaton:
 
 
 def _pieces(tokenizer: Vocabulary, what: str, text: str) -> list[int]:
-    pieces = tokenizer.encode(text)
+    pieces = tokenizer.encode_inside(text)
     if not pieces:
         raise ValueError(f"{what} {text!r}: the tokenizer makes no token of it")
     return pieces
@@ -259,6 +303,98 @@ def _pieces(tokenizer: Vocabulary, what: str, text: str) -> list[int]:
 
 def _is_text(text: str) -> bool:
     return text != "" and text.isprintable() and not set("<>") & set(text)
+
+
+def _plan_text(tokenizer: Vocabulary, plan: PlanConfig, closing: int) -> list[int]:
+    """The tokens of plan text; each may be the last before CLOSE.
+
+    Spaces alone that CLOSE begins with, or would take in, are left to it: words bring
+    the space before them.
+    """
+    texts = {t: tokenizer.text_of(t) for t in range(tokenizer.vocab_size)}
+    texts = {t: text for t, text in texts.items() if _is_text(text)}
+    ends = tokenizer.may_follow([(plan.open + x, plan.close) for x in texts.values()])
+    refused = {x for x, fine in zip(texts.values(), ends, strict=True) if not fine}
+    words = [plan.open + x for x in sorted(refused) if not x.endswith(" ")]
+    if words:
+        _refuse(tokenizer, words, plan.close, _AFTER_TEXT)
+    left_out = {t for t, text in texts.items() if text in refused}
+    if texts.get(closing, "-").strip(" ") == "":
+        left_out.add(closing)
+    return [t for t in texts if t not in left_out]
+
+
+def _first_text(tokenizer: Vocabulary, plan: PlanConfig, text: list[int]) -> list[int]:
+    """The tokens of plan text that OPEN leaves as they are."""
+    fine = tokenizer.may_follow([(plan.open, tokenizer.text_of(t)) for t in text])
+    first = [t for t, kept in zip(text, fine, strict=True) if kept]
+    if not any(tokenizer.text_of(token).startswith(" ") for token in first):
+        _refuse(tokenizer, [plan.open], " go", _AFTER_OPEN)
+    return first
+
+
+_AFTER_TEXT = (
+    "plan.close may not follow plan text",
+    "let plan.close begin with a space, as in ' </plan>\\n', or name a special token "
+    "of the tokenizer in plan.open and plan.close",
+)
+_AFTER_OPEN = (
+    "plan text may not follow plan.open",
+    "let plan.open end with '>' or a letter, name a special token that leaves the "
+    "spaces behind it alone (rstrip and the space put before words off), or none",
+)
+_AFTER_CLOSE = (
+    "an action may not follow plan.close",
+    "let plan.close end with a line break, as in ' </plan>\\n', or name a special "
+    "token",
+)
+_BEHIND_OBSERVATION = (
+    "a turn may not follow an observation",
+    "let plan.open begin with a space, or take another env.text: the observations of "
+    "balrog end with a line break",
+)
+_BEHIND_PROMPT = (
+    "an observation may not follow the prompt",
+    "take another env.text or another tokenizer: a prompt ends without a line break, "
+    "and observations begin with one",
+)
+_BEHIND_ACTION = (
+    "an observation may not follow an action",
+    "take another env.text or another tokenizer: observations begin with a line break "
+    "or a space",
+)
+
+
+def _check_behind(
+    tokenizer: Vocabulary,
+    before: Sequence[str],
+    after: Sequence[str],
+    words: tuple[str, str],
+) -> None:
+    """See that every text has the same ids behind every other as alone."""
+    pairs = list(itertools.product(before, after))
+    for (left, right), fine in zip(pairs, tokenizer.may_follow(pairs), strict=True):
+        if not fine:
+            _refuse(tokenizer, [left], right, words)
+
+
+def _refuse(
+    tokenizer: Vocabulary, before: list[str], after: str, words: tuple[str, str]
+) -> None:
+    """Name a place where the ids of two texts are not those of the two joined."""
+    what, advice = words
+    apart, together = (
+        [tokenizer.text_of(token) for token in ids]
+        for ids in (
+            tokenizer.encode_inside(before[0]) + tokenizer.encode_inside(after),
+            tokenizer.encode_inside(before[0] + after),
+        )
+    )
+    others = f" (and behind {len(before) - 1} others)" if before[1:] else ""
+    raise ValueError(
+        f"{what}: {after!r} behind {before[0]!r}{others} is {together} to this "
+        f"tokenizer, but one by one they are {apart}; {advice}"
+    )
 
 
 def _check_decision(

@@ -80,7 +80,7 @@ def parse_turn(
         raise TurnError(len(ids), "the end", _expected(tables, tokenizer, state))
     plan = [i for i, kind in zip(ids, spans, strict=True) if kind == Span.PLAN]
     return ParsedTurn(
-        plan=tokenizer.decode(plan) if plan else None,
+        plan="".join(map(tokenizer.text_of, plan)) if plan else None,
         action=int(tables.action[state]),
         spans=tuple(spans),
     )
@@ -102,20 +102,23 @@ def render_turn(
             none of this grammar.
     """
     tables = jax.device_get(grammar)
-    action = tokenizer.encode(action_name)
+    action = tokenizer.encode_inside(action_name)
     if not _is_action(tables, action):
         raise ValueError(f"action {action_name!r} is not one of this grammar")
     if plan_text is None:
         return action
-    text = tokenizer.encode(plan_text)
+    text = tokenizer.encode_inside(plan_text)
     if not text:
         raise ValueError("a plan has at least one token, but its text is empty")
-    illegal = [token for token in text if not tables.legal[TEXT_FIRST, token]]
+    states = [TEXT_FIRST] + [TEXT] * (len(text) - 1)
+    leads = tables.next_state[states, text]
+    illegal = [token for token, end in zip(text, leads, strict=True) if end != TEXT]
     if illegal:
         raise ValueError(
             f"plan {plan_text!r}: {tokenizer.decode(illegal[:1])!r} may not stand in a "
-            "plan; allowed is printable text in one line, without '<', '>' and the "
-            "names of actions or markers that are tokens of their own"
+            "plan, or not there; allowed is printable text in one line, without '<', "
+            "'>' and the names of actions or markers that are tokens of their own; let "
+            "it begin with a space"
         )
     opening = _forced(tables, DECIDE_PLAN, TEXT_FIRST)
     return opening + text + _forced(tables, TEXT_FULL, ACT) + action

@@ -5,25 +5,52 @@ import numpy as np
 
 from jaxplan.config.schema import PlanConfig, RolloutConfig
 from jaxplan.envs.base import TextEnv
-from jaxplan.plan.grammar import make_grammar
+from jaxplan.plan.grammar import check_start, check_turns, make_grammar
 from jaxplan.rollout.rounds import Language
 from jaxplan.text.phrases import make_phrase_table
 from jaxplan.text.tokenizer import Tokenizer
 
 
 def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Language:
-    """Compile a world's words, its actions and the plan grammar for one tokenizer."""
+    """Compile a world's words, its actions and the plan grammar for one tokenizer.
+
+    Raises:
+        ValueError: the ids of a text would not be those of its parts, wherever phrases,
+            markers, plans and actions meet; see ``make_phrase_table``,
+            ``make_grammar`` and ``check_turns``.
+    """
+    names = env.action_names
+    endings, beginnings = _edges(env.phrases)
+    check_turns(tokenizer, names, plan, endings, beginnings)
+    check_start(tokenizer, tokenizer.address(env.instructions), beginnings)
     return Language(
-        grammar=make_grammar(tokenizer, env.action_names, plan),
+        grammar=make_grammar(tokenizer, names, plan),
         table=make_phrase_table(tokenizer, env.phrases),
-        prompt=jnp.asarray(tokenizer.encode(env.instructions), jnp.int32),
+        prompt=jnp.asarray(tokenizer.encode_prompt(env.instructions), jnp.int32),
     )
+
+
+def _edges(phrases: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The phrases an observation may end with, and those it may begin with.
+
+    Worlds that end their observations with a line break or ``>`` always do; where one
+    ends otherwise, any word could be the last, and none is tried. Those that begin them
+    with a line break always do; of others any phrase may. One stands for all that end,
+    or begin, with the same two characters.
+    """
+    endings = [phrase for phrase in phrases if phrase.endswith((">", "\n"))]
+    endings = [phrase for phrase in endings if phrase.strip("\n")]
+    beginnings = [phrase for phrase in phrases if phrase.startswith("\n")]
+    last = {phrase[-2:]: phrase for phrase in endings}
+    first = {phrase[:2]: phrase for phrase in beginnings or phrases}
+    return list(last.values()), list(first.values())
 
 
 def longest_turn(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> int:
     """Tokens of the longest turn the grammar allows."""
-    tags = len(tokenizer.encode(plan.open)) + len(tokenizer.encode(plan.close))
-    action = max(len(tokenizer.encode(name)) for name in env.action_names)
+    encode = tokenizer.encode_inside
+    tags = len(encode(plan.open)) + len(encode(plan.close))
+    action = max(len(encode(name)) for name in env.action_names)
     return tags + plan.budget + action
 
 

@@ -2,10 +2,14 @@
 
 Loading reads one local file, never the network, and runs no code that comes with it.
 What it promises beyond the library is the exact text of every single token, which the
-plan grammar needs to know which tokens may stand in a plan.
+plan grammar needs to know which tokens may stand in a plan, and the ids of a text that
+stands inside another: SentencePiece puts a space before the first word of all, which a
+phrase in the middle must not have.
 """
 
+import copy
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -13,7 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from jaxtyping import Bool
 
 SHIPPED = Path(__file__).parent / "data" / "tokenizer.json"
 
@@ -27,12 +33,18 @@ class Tokenizer:
         texts: the text of every id, see ``text_of``.
         pad_id: the id that fills unused places; it is masked wherever it stands.
         backend: the library's own object.
+        inside: the same without the space that some put before the first word.
+        address: how a context opens with a text; the text alone, or a chat template.
     """
 
     sha256: str
     texts: tuple[str, ...] = dataclasses.field(repr=False, compare=False)
     pad_id: int = dataclasses.field(compare=False)
     backend: tokenizers.Tokenizer = dataclasses.field(repr=False, compare=False)
+    inside: tokenizers.Tokenizer = dataclasses.field(repr=False, compare=False)
+    address: Callable[[str], str] = dataclasses.field(
+        default=str, repr=False, compare=False
+    )
 
     @property
     def vocab_size(self) -> int:
@@ -57,20 +69,61 @@ class Tokenizer:
         return dataclasses.replace(self, texts=self.texts + unused)
 
     def encode(self, text: str) -> list[int]:
-        """Turn text into ids, without the tokens a chat or a document begins with."""
+        """Turn a whole text into ids, without the tokens a document begins with."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Turn the text that opens a context into ids, as the model is addressed."""
+        return self.encode(self.address(text))
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Turn a text into ids that stands behind another, where a cut is."""
+        return self.inside.encode(text, add_special_tokens=False).ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Turn many texts into ids, on all cores."""
-        encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        """Turn many texts into ids that stand behind others, on all cores."""
+        encoded = self.inside.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """Turn text into ids, grouped by the words that tokens never reach across."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
+        """``encode_inside``, grouped by the words that tokens never reach across."""
+        encoding = self.inside.encode(text, add_special_tokens=False)
         numbered = zip(encoding.word_ids, encoding.ids, strict=True)
         words = itertools.groupby(numbered, key=lambda pair: pair[0])
         return [[token for _, token in word] for _, word in words]
+
+    def may_follow(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell for each (before, text) whether their ids are those of the two joined.
+
+        Args:
+            pairs: ``before`` opens the stream; it is not empty.
+        """
+        firsts, texts = zip(*pairs, strict=True) if pairs else ((), ())
+        joined = self.backend.encode_batch(
+            ["".join(pair) for pair in pairs], add_special_tokens=False
+        )
+        before = self.backend.encode_batch(list(firsts), add_special_tokens=False)
+        after = self.encode_batch(texts)
+        return [
+            whole.ids == first.ids + last
+            for whole, first, last in zip(joined, before, after, strict=True)
+        ]
+
+    def may_span(self, left: str, right: str) -> bool:
+        """Tell whether any token could hold the end of one text and the next's begin.
+
+        Where none could, no merge ever crosses the place, whatever is around it.
+        """
+        return bool(self._neighbours[left.encode()[-1], right.encode()[0]])
+
+    @functools.cached_property
+    def _neighbours(self) -> Bool[np.ndarray, "256 256"]:
+        """Which byte stands behind which in the text of some token."""
+        found = np.zeros((256, 256), bool)
+        for text in self.texts:
+            values = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+            found[values[:-1], values[1:]] = True
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """Undo ``encode``; special tokens are written out."""
@@ -113,6 +166,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         texts=_token_texts(path, spec, backend.get_vocab(with_added_tokens=True)),
         pad_id=_pad_id(spec),
         backend=backend,
+        inside=_without_first_space(backend),
     )
 
 
@@ -130,6 +184,31 @@ def find_tokenizer(name: str) -> Path:
             "the path of a tokenizer.json, or a folder that holds one"
         )
     return path
+
+
+def _without_first_space(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Make the tokenizer that puts no space before the first word; often the same."""
+    spec = json.loads(backend.to_str())
+    changed = copy.deepcopy(spec)
+    for name, part in (
+        ("normalizer", "normalizers"),
+        ("pre_tokenizer", "pretokenizers"),
+    ):
+        if changed[name] is None:
+            continue
+        steps = changed[name].get(part, [changed[name]])
+        kept = [step for step in steps if step["type"] != "Prepend"]
+        for step in kept:
+            if step["type"] == "Metaspace":
+                step["prepend_scheme"] = "never"
+            if step["type"] == "ByteLevel":
+                step["add_prefix_space"] = False
+        changed[name] = {"type": "Sequence", part: kept} if kept else None
+    return (
+        backend
+        if changed == spec
+        else tokenizers.Tokenizer.from_str(json.dumps(changed))
+    )
 
 
 def _pad_id(spec: dict[str, Any]) -> int:

@@ -130,7 +130,7 @@ def _with_plan(turn: TurnTokens, plan: Sequence[int]) -> TurnTokens:
 def _episodes(
     table: pa.Table, tokenizer: Tokenizer, plan: PlanConfig, rollout: RolloutConfig
 ) -> _Episodes:
-    opening, closing = tokenizer.encode(plan.open), tokenizer.encode(plan.close)
+    opening, closing = map(tokenizer.encode_inside, (plan.open, plan.close))
     columns = [
         _slices(table, name)
         for name in ("observation_tokens", "plan_tokens", "action_tokens")

@@ -80,7 +80,7 @@ class LlamaTeacher:
             planning_prompt(style, plan.open, plan.close)
         numbers = range(desk.config.episodes + desk.config.lanes)
         texts = {self._text(number) for number in numbers}
-        self._width = max(len(desk.tokenizer.encode(text)) for text in texts)
+        self._width = max(len(desk.tokenizer.encode_prompt(text)) for text in texts)
         longest = jnp.zeros(self._width, jnp.int32)
         language = dataclasses.replace(self._language, prompt=longest)
         check_sizes(language, self._rollout, plan, self._turn_tokens)
@@ -163,7 +163,10 @@ class LlamaTeacher:
 
     def _start(self, first: int, schedule: Schedule) -> Carry:
         """Streams with a prompt each, and lanes that wait for their world."""
-        lanes, encode = self._rollout.num_lanes, self.scribe.desk.tokenizer.encode
+        lanes, encode = (
+            self._rollout.num_lanes,
+            self.scribe.desk.tokenizer.encode_prompt,
+        )
         prompts = [encode(self._text(first + lane)) for lane in range(lanes)]
         rows = np.zeros((lanes, self._width), np.int32)
         for row, prompt in zip(rows, prompts, strict=True):

@@ -124,7 +124,7 @@ class Scribe:
             level: _letters(env.phrases) for level, env in desk.other_texts.items()
         }
         names = desk.env.action_names
-        self._action_ids = [np.asarray(desk.tokenizer.encode(name)) for name in names]
+        self._action_ids = [np.asarray(i) for i in desk.tokenizer.encode_batch(names)]
 
     def account(self) -> dict[str, Any]:
         """What is to be told at the end."""

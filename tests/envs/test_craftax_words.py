@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplan.config.schema import EnvConfig
+from jaxplan.config.schema import EnvConfig, PlanConfig
 from jaxplan.envs.craftax_view import TILE_NAMES, view
 from jaxplan.envs.worlds import make_env
+from jaxplan.plan.parse import render_turn
+from jaxplan.rollout.setup import make_language
 from jaxplan.text.tokenizer import load_tokenizer
 from tests.envs import oracle
+from tests.tokenizers import KINDS
 
 LEVELS = {
     "compact": oracle.compact,
@@ -224,3 +227,25 @@ def test_beyond_the_map_lies_out_of_bounds(states):
     np.testing.assert_array_equal(beyond[:3], True)
     np.testing.assert_array_equal(beyond[:, 5:], True)
     np.testing.assert_array_equal(beyond[3:, :5], False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", ["balrog", "balrog_precise"])
+def test_a_stream_of_turns_has_the_ids_of_its_whole_text(level, kind, states, tmp_path):
+    """Every state is seen once, with a plan before every other action."""
+    world, tokenizer = make_env(EnvConfig(text=level)), KINDS[kind](tmp_path)
+    plan = PlanConfig(open="<plan>", close=" </plan>\n")
+    language = make_language(tokenizer, world, plan)
+    grammar, table = jax.device_get((language.grammar, language.table))
+    text, ids = world.instructions, np.asarray(language.prompt).tolist()
+    spoken = jax.device_get(jax.jit(jax.vmap(world.describe))(states))
+    for number, (phrases, mask) in enumerate(zip(spoken.ids, spoken.mask, strict=True)):
+        for phrase in phrases[mask]:
+            ids += table.tokens[phrase, : table.lengths[phrase]].tolist()
+            text += world.phrases[phrase]
+        action = world.action_names[number % len(world.action_names)]
+        said = (" find 2 wood.", " rest, then mine coal")[number % 4 // 2]
+        said = said if number % 2 else None
+        ids += render_turn(tokenizer, grammar, said, action)
+        text += f"{plan.open}{said}{plan.close}{action}" if said else action
+    assert tokenizer.encode(text) == ids

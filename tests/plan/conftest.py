@@ -11,9 +11,11 @@ from jaxplan.config.schema import PlanConfig
 from jaxplan.core.roles import Span
 from jaxplan.plan.grammar import Grammar, make_grammar
 from jaxplan.text.tokenizer import Tokenizer, load_tokenizer
+from tests.tokenizers import KINDS
 
 ACTIONS = ("Noop", "Move West", "Move East", "Make Wood Sword", "Make Wood Pickaxe")
 TEXT = -1  # in a template: any token of plan text
+FIRST = -2  # in a template: any that a plan may begin with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Language:
     closing: list[int]
     actions: list[list[int]]
     text: list[int]
+    first: list[int]
 
     @property
     def tables(self) -> Grammar:
@@ -39,7 +42,8 @@ class Language:
             for length in range(1, budget + 1):
                 opening = [(token, Span.TAG) for token in self.opening]
                 closing = [(token, Span.TAG) for token in self.closing]
-                plans.append(opening + [(TEXT, Span.PLAN)] * length + closing)
+                text = [(FIRST, Span.PLAN)] + [(TEXT, Span.PLAN)] * (length - 1)
+                plans.append(opening + text + closing)
         return [
             [
                 (token, kind, action)
@@ -55,8 +59,12 @@ class Language:
         for turn in self.matching(turns, written):
             if len(turn) > len(written):
                 token = turn[len(written)][0]
-                legal |= set(self.text) if token == TEXT else {token}
+                legal |= self.standing_for(token)
         return legal
+
+    def standing_for(self, token: int) -> set[int]:
+        """What a place in a template stands for."""
+        return set({TEXT: self.text, FIRST: self.first}.get(token, [token]))
 
     def matching(self, turns, written: list[int]):
         """List the turns that begin with what is written."""
@@ -65,7 +73,7 @@ class Language:
             for turn in turns
             if len(written) <= len(turn)
             and all(
-                token == wanted[0] or (wanted[0] == TEXT and token in self.text)
+                token in self.standing_for(wanted[0])
                 for token, wanted in zip(written, turn, strict=False)
             )
         ]
@@ -85,22 +93,50 @@ def _several_pieces(folder) -> Tokenizer:
     return load_tokenizer(str(folder))
 
 
-@pytest.fixture(scope="session", params=["one token", "several tokens"])
+# A name of a language, the kind of tokenizer, the markers, and its special tokens.
+TAGS = ("<plan>", "</plan>")
+RESERVED = ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
+LANGUAGES = {
+    "one token": (None, TAGS, ()),
+    "several tokens": (None, TAGS, ()),
+    "Llama 3, pieces": ("like Llama 3", ("<plan>", " </plan>\n"), ()),
+    "Llama 3, added": ("like Llama 3", TAGS, TAGS),
+    "Llama 2, pieces": ("like Llama 2", ("<plan>", " </plan>\n"), ()),
+    "Llama 2, reserved": ("like Llama 2", RESERVED, RESERVED),
+}
+
+
+@pytest.fixture(scope="session", params=LANGUAGES)
 def language(request, tmp_path_factory) -> Language:
-    if request.param == "one token":
+    kind, markers, special = LANGUAGES[request.param]
+    folder = tmp_path_factory.mktemp("language")
+    if kind:
+        tokenizer = KINDS[kind](folder, special)
+    elif request.param == "one token":
         tokenizer = load_tokenizer("shipped")
     else:
-        tokenizer = _several_pieces(tmp_path_factory.mktemp("several"))
-    text = []
+        tokenizer = _several_pieces(folder)
+    plan = PlanConfig(open=markers[0], close=markers[1])
+    opening, closing = map(tokenizer.encode_inside, markers)
+    text, first = [], []
     for token in range(tokenizer.vocab_size):
         written = tokenizer.text_of(token)
-        if written and written.isprintable() and not {"<", ">"} & set(written):
-            text.append(token)
+        printable = written and written.isprintable() and not {"<", ">"} & set(written)
+        if not printable:
+            continue
+        before, own = plan.open + written, tokenizer.encode_inside(written)
+        behind = tokenizer.encode(before + plan.close)
+        if behind != tokenizer.encode(before) + closing or token == closing[0]:
+            continue
+        text.append(token)
+        if tokenizer.encode(before) == tokenizer.encode(plan.open) + own:
+            first.append(token)
     return Language(
         tokenizer=tokenizer,
-        grammar=make_grammar(tokenizer, ACTIONS, PlanConfig()),
-        opening=tokenizer.encode(PlanConfig().open),
-        closing=tokenizer.encode(PlanConfig().close),
-        actions=[tokenizer.encode(name) for name in ACTIONS],
+        grammar=make_grammar(tokenizer, ACTIONS, plan),
+        opening=opening,
+        closing=closing,
+        actions=[tokenizer.encode_inside(name) for name in ACTIONS],
         text=text,
+        first=first,
     )

@@ -1,6 +1,7 @@
 """The automaton against a list of all turns, the modes, and refused languages."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,14 @@ from jaxplan.plan.grammar import (
     TEXT,
     TEXT_FIRST,
     TEXT_FULL,
+    check_start,
+    check_turns,
     make_grammar,
     parse_mode,
     start,
 )
 from jaxplan.text.tokenizer import load_tokenizer
+from tests.tokenizers import KINDS, llama3_like
 
 advance = jax.jit(plan_grammar.advance)
 START = {"dynamic": DECIDE, "plan": DECIDE_PLAN, "act": DECIDE_ACT}
@@ -90,10 +94,9 @@ def test_every_walk_has_the_masks_roles_spans_and_action_of_a_turn(
 def test_markers_and_actions_of_the_small_tokenizer_have_several_shared_pieces(
     language,
 ):
-    several = language.tokenizer.vocab_size < 1000
-    for pieces in (language.opening, language.closing, *language.actions):
-        assert (len(pieces) > 1) == several
-    if several:
+    if language.tokenizer.vocab_size < 300:
+        for pieces in (language.opening, language.closing, *language.actions):
+            assert len(pieces) > 1
         first = [pieces[0] for pieces in language.actions]
         assert len(set(first)) < len(first)
 
@@ -113,7 +116,7 @@ def test_the_inside_of_a_plan_is_from_the_first_piece_of_open_to_the_last_of_clo
     language,
 ):
     grammar = language.grammar
-    ids = [*language.opening, language.text[0], *language.closing]
+    ids = [*language.opening, language.first[0], *language.closing]
     state, remaining = jnp.int32(DECIDE), jnp.int32(2)
     inside = []
     for token in ids:
@@ -223,3 +226,42 @@ def test_a_tokenizer_without_plan_text_is_refused():
     mute = dataclasses.replace(tokenizer, texts=("",) * tokenizer.vocab_size)
     with pytest.raises(ValueError, match="no token of this tokenizer is plan text"):
         make_grammar(mute, ("Do",), PlanConfig())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_end_that_joins_the_text_before_it_is_refused_with_what_to_do(
+    tmp_path, kind
+):
+    match = r"'</plan>' behind '<plan> \.' .* one by one .* ' </plan>"
+    with pytest.raises(ValueError, match=match):
+        make_grammar(KINDS[kind](tmp_path), ACTION_NAMES, PlanConfig())
+
+
+def test_an_end_that_joins_the_action_behind_it_is_refused(tmp_path):
+    plan = PlanConfig(close=" </plan> ")
+    match = "an action may not follow plan.close: 'Noop' behind ' </plan> '"
+    with pytest.raises(ValueError, match=match):
+        make_grammar(llama3_like(tmp_path), ACTION_NAMES, plan)
+
+
+def test_a_turn_that_joins_the_observations_around_it_is_refused(tmp_path):
+    tokenizer, names = llama3_like(tmp_path), ACTION_NAMES
+    with pytest.raises(ValueError, match=r"'<plan>' behind ' >' .* begin with a space"):
+        check_turns(tokenizer, names, PlanConfig(), [" >"], ["\n"])
+    check_turns(tokenizer, names, PlanConfig(open=" <plan>"), [" >"], ["\n"])
+    with pytest.raises(ValueError, match="'oop' behind 'N' is"):
+        check_turns(tokenizer, ("N",), PlanConfig(), ["\n"], ["oop"])
+    with pytest.raises(ValueError, match="may not follow the prompt"):
+        check_start(tokenizer, " a.", ["\nYou see"])
+
+
+def test_a_special_token_that_takes_the_space_behind_it_is_refused(tmp_path):
+    llama3_like(tmp_path, ("<plan>", "</plan>"))
+    path = tmp_path / "tokenizer.json"
+    spec = json.loads(path.read_text())
+    for added in spec["added_tokens"]:
+        added["rstrip"] = True
+    path.write_text(json.dumps(spec))
+    match = "plan text may not follow plan.open: ' go' behind '<plan>'"
+    with pytest.raises(ValueError, match=match):
+        make_grammar(load_tokenizer(str(path)), ACTION_NAMES, PlanConfig())

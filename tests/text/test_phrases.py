@@ -10,10 +10,10 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers
 
 from jaxplan.envs.base import Phrases
-from jaxplan.envs.craftax_classic import ACTION_NAMES, TEXTS
+from jaxplan.envs.craftax_classic import TEXTS
 from jaxplan.envs.craftax_plans import PLAN_PHRASES, STYLE_PHRASES
 from jaxplan.text.phrases import (
     PhraseTable,
@@ -24,6 +24,7 @@ from jaxplan.text.phrases import (
     spell,
 )
 from jaxplan.text.tokenizer import load_tokenizer
+from tests.tokenizers import KINDS, llama2_like
 
 WORLDS = {
     "compact": TEXTS["compact"].phrases,
@@ -32,37 +33,15 @@ WORLDS = {
     "styles": STYLE_PHRASES,
 }
 SLOTS, CAPACITY = 5, 7
-# How Llama 3 cuts text before merging; \p needs no more than letters and digits here.
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 packed = jax.jit(pack, static_argnames="capacity")
 
 
-@pytest.fixture(scope="session", params=["shipped", "like Llama 3"])
+@pytest.fixture(scope="session", params=["shipped", *KINDS])
 def tokenizer(request, tmp_path_factory):
-    """The shipped tokenizer; one trained on the same words but cut as Llama 3 does."""
+    """The shipped tokenizer; small ones of the kinds that Llamas come with."""
     if request.param == "shipped":
         return load_tokenizer("shipped")
-    bpe = tokenizers.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(LLAMA3), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=1500, initial_alphabet=alphabet, show_progress=False
-    )
-    texts = ["".join(phrases) for phrases in WORLDS.values()]
-    bpe.train_from_iterator([*texts, *ACTION_NAMES, "a.\n\n b>\n"] * 9, trainer)
-    path = tmp_path_factory.mktemp("llama3") / "tokenizer.json"
-    bpe.save(str(path))
-    return load_tokenizer(str(path))
+    return KINDS[request.param](tmp_path_factory.mktemp("tokenizer"))
 
 
 def test_phrases_of_the_shipped_compact_text_and_plans_are_one_token_each():
@@ -81,6 +60,7 @@ def test_ids_of_phrases_concatenate_to_the_ids_of_the_text(tokenizer, world):
     closes_only = {phrase for phrase in phrases if phrase.endswith("\n")} - opens_only
     inner = sorted(set(phrases) - opens_only - closes_only)
     chance = random.Random(0)
+    opening = tokenizer.encode("You see")
     for _ in range(100):
         text = [
             *(chance.sample(sorted(opens_only), 1) if opens_only else []),
@@ -95,8 +75,8 @@ def test_ids_of_phrases_concatenate_to_the_ids_of_the_text(tokenizer, world):
         ]
         whole = phrases_text(phrases, numbers, np.ones(len(text), bool))
         assert whole == "".join(text)
-        assert tokenizer.encode(whole) == ids
-        assert tokenizer.decode(ids) == whole
+        assert tokenizer.encode(f"You see{whole}") == [*opening, *ids]
+        assert "".join(map(tokenizer.text_of, ids)) == whole
 
 
 @pytest.mark.slow
@@ -117,6 +97,11 @@ def test_phrases_without_a_cut_between_them_are_refused_by_name(phrases):
     with pytest.raises(ValueError, match="cannot be put together") as error:
         make_phrase_table(load_tokenizer("shipped"), phrases)
     assert repr(phrases[-1]) in str(error.value)
+
+
+def test_words_that_share_a_token_are_refused_where_nothing_cuts_words(tmp_path):
+    with pytest.raises(ValueError, match=r"\['wo', 'od'\] cannot be put together"):
+        make_phrase_table(llama2_like(tmp_path), ("wo", "od"))
 
 
 def test_a_phrase_of_one_character_is_tried_between_two_others(tmp_path):

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from jaxplan.config.schema import PlanConfig
 from jaxplan.envs.craftax_classic import ACTION_NAMES
 from jaxplan.text.tokenizer import SHIPPED, load_tokenizer
+from tests.tokenizers import KINDS, llama2_like, llama3_like
 
 shipped = load_tokenizer("shipped")
 
@@ -82,6 +83,51 @@ def test_tokens_of_a_metaspace_vocabulary_have_their_text(tmp_path):
     halves = loaded.text_of(2) + loaded.text_of(3)
     assert halves.encode("utf-8", "surrogateescape").decode() == "é"
     assert not loaded.text_of(2).isprintable()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_inside_another_has_no_space_put_before_it(tmp_path, kind):
+    tokenizer = KINDS[kind](tmp_path)
+    for text in ("Move West", " find wood", "tree\n", "\n\nYou see:", "<plan> é"):
+        ids = tokenizer.encode_inside(text)
+        joined = "".join(map(tokenizer.text_of, ids))
+        assert joined.encode("utf-8", "surrogateescape") == text.encode()
+        assert tokenizer.encode_batch([text]) == [ids]
+    opening = tokenizer.encode("Move West")
+    first = "".join(map(tokenizer.text_of, opening))
+    assert first == {"like Llama 3": "Move West", "like Llama 2": " Move West"}[kind]
+
+
+def test_every_way_to_ask_for_a_first_space_is_known(tmp_path):
+    spec = json.loads(SHIPPED.read_text())
+    path = tmp_path / "tokenizer.json"
+    llama2_like(tmp_path)
+    llama2 = json.loads(path.read_text())
+    older = llama2 | {
+        "pre_tokenizer": None,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+    }
+    oldest = older | {"normalizer": older["normalizer"]["normalizers"][0]}
+    spec["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
+    for number, other in enumerate((llama2, older, oldest, spec)):
+        path.write_text(json.dumps(other))
+        loaded = load_tokenizer(str(path))
+        assert loaded.text_of(loaded.encode("Stone")[0])[0] == " ", number
+        assert loaded.text_of(loaded.encode_inside("Stone")[0])[0] == "S", number
+
+
+def test_two_texts_follow_each_other_where_their_ids_do(tmp_path):
+    tokenizer = llama3_like(tmp_path)
+    pairs = [("\n", "Do"), (" wo", "od"), (" a.", "\n"), (" wood", " is")]
+    assert tokenizer.may_follow(pairs) == [True, False, False, True]
+    assert tokenizer.may_follow([]) == []
+    assert [tokenizer.may_span(*pair) for pair in pairs] == [False, True, True, False]
 
 
 def test_a_missing_file_is_named_with_what_may_be_given(tmp_path):
