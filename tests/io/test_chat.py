@@ -44,7 +44,6 @@ def test_a_damaged_file_of_settings_is_named(tmp_path):
 
 @pytest.mark.parametrize("place", ["settings", "file", "weights"])
 def test_a_template_opens_the_prompt_up_to_the_first_observation(tmp_path, place):
-    pytest.importorskip("jinja2")
     tokenizer = llama3_like(tmp_path, ("<|start|>", "<|eot|>"))
     if place == "settings":
         settings(tmp_path, chat_template=TEMPLATE)
@@ -66,7 +65,6 @@ def test_a_template_opens_the_prompt_up_to_the_first_observation(tmp_path, place
 
 
 def test_a_template_that_fails_is_named(tmp_path):
-    pytest.importorskip("jinja2")
     llama3_like(tmp_path)
     settings(tmp_path, chat_template="{{ raise_exception('no users') }}")
     with pytest.raises(ValueError, match=r"cannot be used \(no users\)"):
