@@ -13,10 +13,12 @@ Each tests one thing that can be wrong (gamma is the discount per env step):
 - ``plan``: the sign is gone before it is needed. Who follows it in the second turn
   earns the stake, who goes against it loses the stake. Both are in sight in the first
   turn, in the second only the stake is. With ``rollout.history: 1`` nothing but a plan
-  carries the sign over, so a plan in the first turn is worth gamma times the stake and
-  a guess is worth nothing. In the second turn a plan is worth nothing at all, and it
-  supersedes the one that knows. So the optimal plan rate is a step function of what a
-  plan costs (``worth_planning``).
+  carries the sign over. Silence speaks as well: who plans at one sign alone and takes
+  a turn without a plan for the other always knows. Planning there turns the loss of a
+  stake into its gain, so the best rate of plans in first turns is one half for every
+  stake that is worth it (``worth_planning``) and nothing for the others: a step
+  function of what a plan costs. Where plans cost nothing, more do no harm. In the
+  second turn a plan is worth nothing at all, and it supersedes the one that knows.
 
 The rules never look at the plan; it pays by what the agent itself can see in it, be it
 its text or what the model keeps of the observation where the plan stands.
@@ -69,7 +71,7 @@ class ProbeState:
 def worth_planning(
     stake: Int[Array, "*axes"], price: float, gamma: float
 ) -> Bool[Array, "*axes"]:
-    """Tell for which stakes a plan in the first turn of ``plan`` pays.
+    """Tell for which stakes a plan pays in first turns of ``plan``, at one sign of two.
 
     Args:
         stake: indices into ``STAKES``.
@@ -77,7 +79,7 @@ def worth_planning(
             ``ppo.call_cost``.
         gamma: discount per env step.
     """
-    return gamma * jnp.array(STAKES)[stake] > price
+    return 2.0 * gamma * jnp.array(STAKES)[stake] > price
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_worlds_are_drawn_evenly_from_the_kinds_asked_for():
 
 def test_a_plan_pays_for_the_stakes_above_its_price():
     stakes = jnp.arange(4)
-    for price, paying in ((0.0, 4), (0.3, 3), (0.7, 2), (1.2, 1), (1.3, 0)):
+    for price, paying in ((0.0, 4), (0.7, 3), (1.4, 2), (2.2, 1), (2.6, 0)):
         pays = np.asarray(worth_planning(stakes, price, gamma=0.9))
         assert pays.tolist() == [False] * (4 - paying) + [True] * paying
 
