@@ -120,7 +120,7 @@ def plan_memory(setting: Setting) -> MemoryPlan:
         program={
             "sft": lasting["sft"]
             | segments
-            | _update_bytes(setting, mesh, "sft", batch, _targets(config), _LOGITS),
+            | _update_bytes(setting, mesh, "sft", batch, 0, _targets(config), _LOGITS),
             "rollout": {"parameters": actor}
             | worlds
             | {"segments": segment}
@@ -128,7 +128,13 @@ def plan_memory(setting: Setting) -> MemoryPlan:
             "ppo update": lasting["ppo"]
             | {"segments": 2 * segment}
             | _update_bytes(
-                setting, mesh, "ppo", minibatch, _decisions(config), _LOGITS_OF_PPO
+                setting,
+                mesh,
+                "ppo",
+                minibatch,
+                lanes,
+                _decisions(config),
+                _LOGITS_OF_PPO,
             ),
         },
     )
@@ -214,6 +220,7 @@ def _update_bytes(
     mesh: AnyMesh,
     stage: str,
     rows: int,
+    scored: int,
     targets: int,
     copies: int,
 ) -> dict[str, int]:
@@ -225,25 +232,29 @@ def _update_bytes(
     config, model = setting.config, _share(setting.config.model, mesh)
     kept = partial(
         _kept_bytes,
-        rows=rows,
         length=config.rollout.segment_tokens,
         history=config.rollout.history,
     )
 
-    def kept_by_a_layer(remat: str) -> int:  # and not by all of them together
+    def kept_by_a_layer(remat: str, rows: int) -> int:  # and not by all together
         one, two = (dataclasses.replace(model, layers=n, remat=remat) for n in (1, 2))
-        return kept(two) - kept(one)
+        return kept(two, rows=rows) - kept(one, rows=rows)
 
-    again = kept_by_a_layer("none") - kept_by_a_layer(model.remat)
+    again = kept_by_a_layer("none", rows) - kept_by_a_layer(model.remat, rows)
     learning, _ = split_trained(setting.specs_of(stage))
     critic = config.ppo.critic if stage == "ppo" else None
     width = min(targets, max(1, _chunk(setting) // (rows * num_shards(mesh))))
     logits = copies * rows * width * _vocab_share(setting, mesh) * 4
+    activations = kept(model, rows=rows)
+    activations += kept(_share(critic, mesh), rows=rows) if critic else 0
+    gradients = _spec_bytes(learning, mesh)
+    # Before the first step all lanes are scored at once, by a layer at a time.
+    scoring = kept_by_a_layer("none", scored) if scored else 0
     return {
-        "gradients": _spec_bytes(learning, mesh),
+        "gradients": gradients,
         "weights to compute with": _working_bytes(setting, mesh),
-        "activations": kept(model) + (kept(_share(critic, mesh)) if critic else 0),
-        "temp": max(again, logits),
+        "activations": activations,
+        "temp": max(again, logits, scoring - gradients - activations),
     }
 
 

@@ -163,6 +163,9 @@ def test_a_rule_between_fields_names_the_section_and_both_values(tmp_path):
     file = write(tmp_path, "name: x\nmodel:\n  heads: 6\n  kv_heads: 4\n")
     (error,) = errors_of(file)
     assert error == f"{file}:2: model: heads=6 is not a multiple of kv_heads=4"
+    relay = "name: x\nsft:\n  updates: 9\n  relay: {episodes: 8, after_updates: 9}\n"
+    (error,) = errors_of(write(tmp_path, relay))
+    assert "sft: relay.after_updates=9 is not below updates=9" in error
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def teacher(setting):
         plan=setting.plan,
         model=setting.model,
         rollout=setting.rollout,
-        sft=SftConfig(relay=RelayConfig(episodes=8, turns=TURNS)),
+        sft=SftConfig(updates=2000, relay=RelayConfig(episodes=8, turns=TURNS)),
     )
     desk = Desk(
         env=setting.env,
