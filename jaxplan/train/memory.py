@@ -232,24 +232,24 @@ def _update_bytes(
     config, model = setting.config, _share(setting.config.model, mesh)
     kept = partial(
         _kept_bytes,
+        rows=rows,
         length=config.rollout.segment_tokens,
         history=config.rollout.history,
     )
 
-    def kept_by_a_layer(remat: str, rows: int) -> int:  # and not by all together
+    def kept_by_a_layer(remat: str) -> int:  # and not by all of them together
         one, two = (dataclasses.replace(model, layers=n, remat=remat) for n in (1, 2))
-        return kept(two, rows=rows) - kept(one, rows=rows)
+        return kept(two) - kept(one)
 
-    again = kept_by_a_layer("none", rows) - kept_by_a_layer(model.remat, rows)
+    again = kept_by_a_layer("none") - kept_by_a_layer(model.remat)
     learning, _ = split_trained(setting.specs_of(stage))
     critic = config.ppo.critic if stage == "ppo" else None
     width = min(targets, max(1, _chunk(setting) // (rows * num_shards(mesh))))
     logits = copies * rows * width * _vocab_share(setting, mesh) * 4
-    activations = kept(model, rows=rows)
-    activations += kept(_share(critic, mesh), rows=rows) if critic else 0
+    activations = kept(model) + (kept(_share(critic, mesh)) if critic else 0)
     gradients = _spec_bytes(learning, mesh)
-    # Before the first step all lanes are scored at once, by a layer at a time.
-    scoring = kept_by_a_layer("none", scored) if scored else 0
+    # Before the first step all lanes are scored at once, attention and all.
+    scoring = scored * model.heads * config.rollout.segment_tokens**2 * 4
     return {
         "gradients": gradients,
         "weights to compute with": _working_bytes(setting, mesh),

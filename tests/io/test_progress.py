@@ -1,5 +1,6 @@
 import os
 import pty
+import select
 import tempfile
 
 from jaxplan.io.progress import Progress
@@ -76,7 +77,9 @@ def test_on_a_terminal_the_line_is_drawn_live(monkeypatch):
         with Progress("sft", 10, stream=terminal) as progress:
             progress.update(4, loss=0.5)
         terminal.flush()
-        drawn = os.read(outer, 100_000).decode()
+        drawn = ""
+        while select.select([outer], [], [], 0.5)[0]:  # it comes piece by piece
+            drawn += os.read(outer, 100_000).decode()
     os.close(outer)
     assert "\x1b[" in drawn
     assert "4/10" in drawn
