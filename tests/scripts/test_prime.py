@@ -12,6 +12,7 @@ def test_priming_makes_its_table_with_one_command(tmp_path):
     few = ("--seeds", "1", "--curve-episodes", "4", "--curve-steps", "20")
     sizes = ("collect.episodes=16", "sft.updates=4", "sft.validate_every=4")
     asked = ("evaluate.arms=[sft]", "evaluate.max_steps=20", "sft.measure_kl=true")
+    asked += ("sft.relay.episodes=0",)  # one dataset for all students
     done = start("prime.py", tmp_path, *few, *sizes, *asked)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "tiny" / "result.json").read_text())
