@@ -38,8 +38,11 @@ def test_a_finished_environment_is_entered_at_once():
     stamp = Path(sys.prefix) / "jaxplan-stamp"
     if not stamp.exists() or "unfinished" in stamp.read_text():
         pytest.skip("not run through scripts/env, which would now install")
-    start = time.perf_counter()
-    finished = run("sh", "-c", "echo $VIRTUAL_ENV; exit 3")
-    assert time.perf_counter() - start < 0.5
+    seconds = []
+    for _ in range(5):  # other tests may run beside this one
+        start = time.perf_counter()
+        finished = run("sh", "-c", "echo $VIRTUAL_ENV; exit 3")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
     assert (finished.stdout, finished.stderr) == (f"{sys.prefix}\n", "")
     assert finished.returncode == 3
