@@ -293,6 +293,7 @@ class Run:
         config, folder = self.config, self.run.path / "relay"
         student = Student(
             load=lambda: load_player(self.setting, "sft"),
+            mesh=self.setting.mesh,
             language=self.setting.language,
             turn_tokens=self.setting.turn_tokens,
         )

@@ -8,6 +8,7 @@ said in few places. Without a mesh in context (``jax.set_mesh``) nothing here ch
 program.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -201,16 +202,30 @@ def each_shard(function: _Function, in_specs: Any, out_specs: Any) -> _Function:
     )
 
 
-def settle(tree: Any, spec: PartitionSpec = WHOLE) -> Any:
+def settle(tree: Any, specs: Any = WHOLE) -> Any:
     """Commit arrays to the mesh in context, or else to the first device.
 
     A program is compiled once for committed arrays and once for others. A loop whose
     state is settled before its first step compiles its programs once.
+
+    Args:
+        tree: of arrays.
+        specs: ``LANES`` or ``WHOLE``, or a pytree of them that is a prefix of ``tree``.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jax.device_put(tree, jax.devices()[0])
-    return jax.jit(lambda arrays: arrays, out_shardings=sharding_on(mesh, spec))(tree)
+    spec_list, prefix = jax.tree.flatten(specs)
+    shardings = tuple(sharding_on(mesh, spec) for spec in spec_list)
+    return _settler(prefix, shardings)(tree)
+
+
+@functools.cache
+def _settler(prefix: Any, shardings: tuple[NamedSharding, ...]) -> Callable[[Any], Any]:
+    """A program for each way to lie, so that the same arrays are traced once."""
+    return jax.jit(
+        lambda arrays: arrays, out_shardings=jax.tree.unflatten(prefix, shardings)
+    )
 
 
 def to_host(tree: Any) -> Any:

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
-from jaxplan.core.mesh import LANES, settle, to_host
+from jaxplan.core.mesh import to_host
 from jaxplan.envs.base import TextEnv
 from jaxplan.eval.report import Result, make_result
 from jaxplan.eval.stats import bootstrap
 from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import parse_mode
-from jaxplan.rollout.rounds import Language, init_carry, run_segment
+from jaxplan.rollout.play import play_segments
+from jaxplan.rollout.rounds import Language, init_carry
 from jaxplan.rollout.schedule import Schedule, make_worlds, panel_schedule
 from jaxplan.rollout.segment import Segment
 
@@ -105,24 +106,23 @@ def play_panel(
     """
     key = jax.random.key(0)
     carry = init_carry(panel.env, language, schedule, key, panel.rollout)
-    carry = settle(carry, LANES)
     total = int(schedule.entries.sum())
     rows: list[dict[str, Any]] = []
     lane_segments: list[Segment] = []
     finished = env_steps = 0
+    segments = play_segments(
+        params,
+        carry,
+        language,
+        schedule,
+        env=panel.env,
+        config=panel.rollout,
+        model=panel.model,
+        budget=panel.budget,
+        turn_tokens=panel.turn_tokens,
+    )
     while finished < total:
-        carry, segment = run_segment(
-            params,
-            carry,
-            language,
-            schedule,
-            1.0,
-            env=panel.env,
-            config=panel.rollout,
-            model=panel.model,
-            budget=panel.budget,
-            turn_tokens=panel.turn_tokens,
-        )
+        segment = next(segments)
         new = _finished_rows(segment, schedule)
         rows.append(new)
         lane_segments.append(first_lane(segment))

@@ -36,7 +36,7 @@ from jaxplan.plan.grammar import Grammar
 from jaxplan.rollout import lanes as lane_ops
 from jaxplan.rollout.lanes import EpisodeEnd, Lane, init_lanes
 from jaxplan.rollout.sample import sample_token
-from jaxplan.rollout.schedule import Schedule
+from jaxplan.rollout.schedule import SCHEDULE_SPECS, Schedule
 from jaxplan.rollout.segment import (
     Segment,
     Turns,
@@ -97,9 +97,6 @@ def init_carry(
     )
 
 
-_SCHEDULE_SPECS = spec_tree(
-    Schedule, worlds=WHOLE, world=LANES, seed=LANES, mode=LANES, entries=LANES
-)
 _SEGMENT_SPECS = spec_tree(
     Segment,
     stream=LANES,
@@ -173,7 +170,7 @@ def run_segment(
 
     on_lanes = each_shard(
         play,
-        in_specs=(WHOLE, LANES, WHOLE, _SCHEDULE_SPECS, WHOLE),
+        in_specs=(WHOLE, LANES, WHOLE, SCHEDULE_SPECS, WHOLE),
         out_specs=(LANES, _SEGMENT_SPECS),
     )
     # Cast before it is gathered: the copy to decode with is whole but for ``model``.

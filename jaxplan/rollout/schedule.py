@@ -4,6 +4,7 @@ A world is made from its seed alone, and so is the key of the episode played in 
 episode is the same in whichever lane, batch or round it is played.
 """
 
+import dataclasses
 from functools import partial
 
 import chex
@@ -11,8 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxplan.core.mesh import LANES, WHOLE, settle
+from jaxplan.core.specs import spec_tree
 from jaxplan.envs.base import State, TextEnv
 
+ENTRIES = 16  # columns of a schedule, or a multiple: all share one compiled program
 _EPISODES, _WORLDS = 0, 1
 _WORLDS_AT_ONCE = 32  # generating a world takes memory, too
 
@@ -37,6 +41,11 @@ class Schedule:
     entries: Int[Array, " B"]
 
 
+SCHEDULE_SPECS = spec_tree(
+    Schedule, worlds=WHOLE, world=LANES, seed=LANES, mode=LANES, entries=LANES
+)
+
+
 def episode_key(seed: Int[Array, ""] | int) -> PRNGKeyArray:
     """The key of all that happens in an episode once its world stands."""
     return jax.random.fold_in(jax.random.key(_EPISODES), seed)
@@ -50,6 +59,40 @@ def make_worlds(env: TextEnv, seeds: Int[Array, " N"]) -> State:
         lambda seed: env.reset(jax.random.fold_in(key, seed)),
         seeds,
         batch_size=_WORLDS_AT_ONCE,
+    )
+
+
+def settle_schedule(schedule: Schedule) -> Schedule:
+    """Give a schedule the shape and the place that all have, so that programs fit all.
+
+    Columns are added, up to a multiple of ``ENTRIES``; a lane that goes round and
+    round may meet its first episodes more often than the others.
+    """
+    more = -schedule.world.shape[1] % ENTRIES
+
+    def widen(columns: Array) -> Array:
+        return jnp.pad(columns, ((0, 0), (0, more)), mode="wrap") if more else columns
+
+    wide = dataclasses.replace(
+        schedule,
+        world=widen(schedule.world),
+        seed=widen(schedule.seed),
+        mode=widen(schedule.mode),
+    )
+    return settle(wide, SCHEDULE_SPECS)
+
+
+def one_episode_schedule(
+    worlds: State, seeds: Int[Array, " B"], modes: Int[Array, " B"]
+) -> Schedule:
+    """World b once, in lane b, in its own mode."""
+    lanes = seeds.shape[0]
+    return Schedule(
+        worlds=worlds,
+        world=jnp.arange(lanes, dtype=jnp.int32)[:, None],
+        seed=seeds[:, None].astype(jnp.int32),
+        mode=modes[:, None].astype(jnp.int32),
+        entries=jnp.ones(lanes, jnp.int32),
     )
 
 
@@ -91,7 +134,7 @@ def panel_schedule(
 
 
 def training_schedule(
-    worlds: State, key: PRNGKeyArray, mode: int, num_lanes: int, entries: int = 16
+    worlds: State, key: PRNGKeyArray, mode: int, num_lanes: int, entries: int = ENTRIES
 ) -> Schedule:
     """Worlds drawn from a pool for every lane, without end.
 

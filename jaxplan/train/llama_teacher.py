@@ -15,15 +15,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxplan.config.schema import PlanConfig, RunConfig
-from jaxplan.core.mesh import LANES, settle
 from jaxplan.models.params import AgentParams, LlamaParams
 from jaxplan.plan.grammar import DYNAMIC, NEVER
 from jaxplan.plan.prompts import DYNAMIC as DYNAMIC_PROMPT
 from jaxplan.plan.prompts import NEVER as NEVER_PROMPT
 from jaxplan.plan.prompts import planning_prompt, with_tags
 from jaxplan.rollout.lanes import init_lanes
-from jaxplan.rollout.rounds import Carry, run_segment
-from jaxplan.rollout.schedule import Schedule, make_worlds
+from jaxplan.rollout.play import play_segments
+from jaxplan.rollout.rounds import Carry
+from jaxplan.rollout.schedule import Schedule, make_worlds, one_episode_schedule
 from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
 from jaxplan.rollout.spoken import spoken_turns
 from jaxplan.rollout.stream import prompt_streams
@@ -124,25 +124,23 @@ class LlamaTeacher:
             self._params = self._load().llama
         desk, rollout = self.scribe.desk, self._rollout
         schedule = self._schedule(first)
-        carry = settle(self._start(first, schedule), LANES)
-        language = settle(self._language)
         segments, finished = [], 0
-        while finished < rollout.num_lanes:
-            carry, segment = run_segment(
-                self._params,
-                carry,
-                language,
-                schedule,
-                1.0,
-                env=desk.env,
-                config=rollout,
-                model=self._model,
-                budget=self._plan.budget,
-                turn_tokens=self._turn_tokens,
-            )
+        for segment in play_segments(
+            self._params,
+            self._start(first, schedule),
+            self._language,
+            schedule,
+            env=desk.env,
+            config=rollout,
+            model=self._model,
+            budget=self._plan.budget,
+            turn_tokens=self._turn_tokens,
+        ):
             host: Any = jax.device_get(segment)
             finished += int(host.episodes.finished.sum())
             segments.append(host)
+            if finished == rollout.num_lanes:
+                break
         return segments
 
     def _schedule(self, first: int) -> Schedule:
@@ -153,13 +151,8 @@ class LlamaTeacher:
             desk.plan_turns(number)[0] if fixed is None else fixed
             for number in range(first, first + lanes)
         ]
-        return Schedule(
-            worlds=make_worlds(desk.env, seeds),
-            world=jnp.arange(lanes, dtype=jnp.int32)[:, None],
-            seed=seeds[:, None],
-            mode=jnp.array(modes, jnp.int32)[:, None],
-            entries=jnp.ones(lanes, jnp.int32),
-        )
+        worlds = make_worlds(desk.env, seeds)
+        return one_episode_schedule(worlds, seeds, jnp.array(modes))
 
     def _start(self, first: int, schedule: Schedule) -> Carry:
         """Streams with a prompt each, and lanes that wait for their world."""

@@ -43,7 +43,7 @@ from jaxplan.io.weights import keep_frozen, load_agent, load_llama, stage_specs
 from jaxplan.models.params import AgentParams, LlamaParams, join, split_trained
 from jaxplan.plan.grammar import DYNAMIC, parse_mode
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
-from jaxplan.rollout.schedule import make_worlds, training_schedule
+from jaxplan.rollout.schedule import make_worlds, settle_schedule, training_schedule
 from jaxplan.rollout.segment import Segment
 from jaxplan.train.data import SegmentData
 from jaxplan.train.optim import Learner, bad_leaves, make_optimizer
@@ -535,7 +535,7 @@ def play(
         params,
         state["carry"],
         setting.language,
-        schedule,
+        settle_schedule(schedule),
         config.ppo.gamma,
         env=setting.env,
         config=config.rollout,

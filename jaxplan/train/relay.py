@@ -12,14 +12,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxplan.config.schema import RunConfig
-from jaxplan.core.mesh import LANES, settle
 from jaxplan.envs.base import Expert
 from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import DYNAMIC
-from jaxplan.rollout.rounds import Language, init_carry, run_segment
-from jaxplan.rollout.schedule import Schedule, make_worlds
+from jaxplan.rollout.play import play_segments
+from jaxplan.rollout.rounds import Language, init_carry
+from jaxplan.rollout.schedule import make_worlds, one_episode_schedule
 from jaxplan.rollout.scripted import Script
 from jaxplan.train.collect import ExpertTeacher
 from jaxplan.train.scribe import Desk
@@ -35,11 +36,13 @@ class Student:
 
     Attributes:
         load: its weights, when they are first needed.
+        mesh: the devices it plays on.
         language: the tokenizer's tables.
         turn_tokens: tokens of the longest turn.
     """
 
     load: Callable[[], LlamaParams]
+    mesh: Mesh
     language: Language
     turn_tokens: int
 
@@ -68,7 +71,9 @@ class RelayTeacher(ExpertTeacher):
         most = self._config.sft.relay.turns
         actions = np.zeros((self.scribe.desk.config.lanes, most), np.int32)
         turns = np.zeros(len(actions), np.int32)
-        for lane, played in enumerate(self._play(first, most)):
+        with jax.set_mesh(self._student.mesh):
+            begun = self._play(first, most)
+        for lane, played in enumerate(begun):
             played = played[:most]
             actions[lane, : len(played)] = played
             # Before the last turn, which may have been deadly.
@@ -81,39 +86,27 @@ class RelayTeacher(ExpertTeacher):
         if self._params is None:
             self._params = self._student.load()
         desk, student, rollout = self.scribe.desk, self._student, self._rollout
-        schedule = _one_episode(desk, first)
+        seeds = jnp.asarray(desk.world_seeds(first))
+        modes = jnp.full(rollout.num_lanes, DYNAMIC)
+        schedule = one_episode_schedule(make_worlds(desk.env, seeds), seeds, modes)
         key = jax.random.key(0)
-        carry = init_carry(desk.env, student.language, schedule, key, rollout)
-        carry, language = settle(carry, LANES), settle(student.language)
+        segments = play_segments(
+            self._params,
+            init_carry(desk.env, student.language, schedule, key, rollout),
+            student.language,
+            schedule,
+            env=desk.env,
+            config=rollout,
+            model=self._config.model,
+            budget=self._config.plan.budget,
+            turn_tokens=student.turn_tokens,
+        )
         actions: list[list[int]] = [[] for _ in range(rollout.num_lanes)]
         over = np.zeros(rollout.num_lanes, bool)
         while not all(over | [len(played) >= most for played in actions]):
-            carry, segment = run_segment(
-                self._params,
-                carry,
-                language,
-                schedule,
-                1.0,
-                env=desk.env,
-                config=rollout,
-                model=self._config.model,
-                budget=self._config.plan.budget,
-                turn_tokens=student.turn_tokens,
-            )
+            segment = next(segments)
             end, ended = jax.device_get((segment.turns.end, segment.episodes.finished))
             for lane in np.flatnonzero(~over):
                 actions[lane] += end.action[lane, end.complete[lane]].tolist()
             over |= ended.any(axis=0)
         return actions
-
-
-def _one_episode(desk: Desk, first: int) -> Schedule:
-    seeds = jnp.asarray(desk.world_seeds(first))
-    lanes = seeds.shape[0]
-    return Schedule(
-        worlds=make_worlds(desk.env, seeds),
-        world=jnp.arange(lanes, dtype=jnp.int32)[:, None],
-        seed=seeds[:, None],
-        mode=jnp.full((lanes, 1), DYNAMIC, jnp.int32),
-        entries=jnp.ones(lanes, jnp.int32),
-    )

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplan.config.schema import CollectConfig, RelayConfig, RunConfig, SftConfig
+from jaxplan.config.schema import (
+    CollectConfig,
+    MeshConfig,
+    RelayConfig,
+    RunConfig,
+    SftConfig,
+)
+from jaxplan.core.mesh import make_mesh
 from jaxplan.io.datasets import read_dataset
 from jaxplan.io.stopping import StopRequest
 from jaxplan.rollout.lanes import world_key
@@ -43,6 +50,7 @@ def teacher(setting):
     )
     student = Student(
         load=lambda: setting.params.llama,
+        mesh=make_mesh(MeshConfig()),
         language=setting.language,
         turn_tokens=setting.turn_tokens,
     )

@@ -1,0 +1,61 @@
+"""Play without learning: segment after segment, as evaluation and teachers want it."""
+
+from collections.abc import Iterator
+
+from jaxplan.config.schema import ModelConfig, RolloutConfig
+from jaxplan.core.mesh import LANES, settle
+from jaxplan.envs.base import TextEnv
+from jaxplan.models.params import LlamaParams
+from jaxplan.rollout.rounds import Carry, Language, run_segment
+from jaxplan.rollout.schedule import Schedule, settle_schedule
+from jaxplan.rollout.segment import Segment
+
+
+def play_segments(
+    params: LlamaParams,
+    carry: Carry,
+    language: Language,
+    schedule: Schedule,
+    *,
+    env: TextEnv,
+    config: RolloutConfig,
+    model: ModelConfig,
+    budget: int,
+    turn_tokens: int,
+) -> Iterator[Segment]:
+    """Play on and on; who asks for a segment decides when it is enough.
+
+    Whoever plays, with the same sizes and in the same mesh, runs one compiled program,
+    which is also that of PPO.
+
+    Args:
+        params: the policy, where the mesh wants it.
+        carry: where the lanes begin.
+        language: the tokenizer's tables.
+        schedule: the episodes of every lane.
+        env: the world.
+        config: sizes of the rollout.
+        model: sizes of the model.
+        budget: plan-text tokens a turn may have.
+        turn_tokens: tokens of the longest turn.
+
+    Yields:
+        Segments, discounted by nothing.
+    """
+    carry = settle(carry, LANES)
+    language, schedule = settle(language), settle_schedule(schedule)
+    while True:
+        carry, segment = run_segment(
+            params,
+            carry,
+            language,
+            schedule,
+            1.0,
+            env=env,
+            config=config,
+            model=model,
+            budget=budget,
+            turn_tokens=turn_tokens,
+            decide_explore=0.0,  # said, since a default is another program to jit
+        )
+        yield segment
