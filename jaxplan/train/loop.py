@@ -480,7 +480,7 @@ def iteration(
     began = time.monotonic()
     agent = join(state["learner"].params, frozen)
     carry, segment = play(setting, agent.llama, state, number)
-    measured = jax.device_get(rollout_metrics(segment))
+    measured = jax.device_get(rollout_metrics(segment, config.plan.prices))
     played = time.monotonic()
     warm = number >= ppo.value_warmup_iterations
     learner, metrics = update(
@@ -488,7 +488,7 @@ def iteration(
         reference,
         segment,
         setting.language.grammar,
-        jnp.float32(ppo.plan_cost),
+        lane_prices(config),
         jnp.float32(warm),
         jnp.float32(warm and ppo.value_trunk_grad),
         state["value_scale"] if ppo.value_scaling else jnp.float32(0),
@@ -508,6 +508,14 @@ def iteration(
     row = {name: value for name, value in row.items() if not np.isnan(value)}
     pool = _refresh(setting, state["pool"], number)
     return {"learner": learner, "carry": carry, "pool": pool, **kept}, row
+
+
+def lane_prices(config: RunConfig) -> jax.Array:
+    """What a plan token costs: a number, or [lanes, 1] where lanes are told."""
+    if not config.plan.prices:
+        return jnp.float32(config.ppo.plan_cost)
+    lanes = np.resize(config.plan.prices, (config.rollout.num_lanes, 1))
+    return jnp.asarray(lanes, jnp.float32)
 
 
 def make_recipe(config: RunConfig, optimizer: Any) -> Recipe:
@@ -557,15 +565,23 @@ def _refresh(setting: Setting, pool: Any, number: int) -> Any:
     return _replace_worlds(pool, make_worlds(setting.env, seeds), jnp.int32(place))
 
 
-@jax.jit
-def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
-    """What a segment says of play; means are NaN where there was nothing."""
+@functools.partial(jax.jit, static_argnames="prices")
+def rollout_metrics(
+    segment: Segment, prices: tuple[float, ...] = ()
+) -> dict[str, jax.Array]:
+    """What a segment says of play; means are NaN where there was nothing.
+
+    Args:
+        segment: of one iteration.
+        prices: of a plan token, told to the lanes in turn.
+    """
     end, ends = segment.turns.end, segment.episodes
     tokens = jnp.sum(segment.encoded_tokens)
     planned = (end.planned & end.complete).astype(jnp.float32)
     plan_tokens = jnp.where(end.complete, end.plan_tokens, 0).astype(jnp.float32)
     plans = jnp.maximum(jnp.sum(planned), 1.0)
     any_finished = jnp.any(ends.finished)
+    told = [slice(number, None, len(prices)) for number in range(len(prices))]
     unlocked = jnp.sum(ends.stats.events, axis=-1).astype(jnp.float32)
 
     def of_episodes(values: jax.Array) -> jax.Array:
@@ -584,6 +600,12 @@ def rollout_metrics(segment: Segment) -> dict[str, jax.Array]:
         "rollout/tokens": tokens,
         "rollout/plan_rate": masked_mean(planned, end.complete),
         "rollout/plan_tokens_per_turn": masked_mean(plan_tokens, end.complete),
+        **{
+            f"rollout/plan_rate_at_{price:g}": masked_mean(
+                planned[lanes], end.complete[lanes]
+            )
+            for price, lanes in zip(prices, told, strict=True)
+        },
         "rollout/plan_tokens_per_plan": jnp.sum(plan_tokens) / plans,
         "rollout/utilisation": tokens / jnp.sum(segment.token_slots),
         "rollout/stream_fill": jnp.mean(segment.stream.cursor)

@@ -24,6 +24,7 @@ from jaxplan.train.loop import (
     Setting,
     load_player,
     load_policy,
+    rollout_metrics,
     train_ppo,
     train_sft,
 )
@@ -83,7 +84,7 @@ def data(setting) -> SegmentData:
     spoken = [*encode(plan.open), *encode(" stone light"), *encode(plan.close)]
     packer = Packer(
         setting.language.grammar,
-        np.asarray(setting.language.prompt).tolist(),
+        [setting.language.prompt(0)],
         setting.rollout.segment_tokens,
         setting.rollout.history,
     )
@@ -202,6 +203,17 @@ def test_the_metrics_of_a_play_add_up(reinforced):
         per_turn = row["rollout/plan_rate"] * row["rollout/plan_tokens_per_plan"]
         np.testing.assert_allclose(
             per_turn, row["rollout/plan_tokens_per_turn"], rtol=1e-4
+        )
+
+
+def test_play_is_told_apart_by_the_price_lanes_are_told(segment):
+    end = jax.device_get(segment.turns.end)
+    told = jax.device_get(rollout_metrics(segment, (0.5, 2.0)))
+    for first, name in enumerate(("0.5", "2")):
+        planned, complete = end.planned[first::2], end.complete[first::2]
+        rate = planned[complete].mean()
+        np.testing.assert_allclose(
+            told[f"rollout/plan_rate_at_{name}"], rate, rtol=1e-6
         )
 
 
