@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxplan.envs.worlds import make_env, make_expert, make_references
 from jaxplan.eval.panels import Panel, by_episode, play_panel, result_of
 from jaxplan.eval.replay import make_replay
 from jaxplan.eval.report import print_table, write_report
-from jaxplan.eval.scripted import describe_play, play_scripted_panel, print_play
+from jaxplan.eval.scripted import describe_play, format_play, play_scripted_panel
 from jaxplan.io.progress import Progress
 from jaxplan.io.rundir import RunDirectory, commit, hardware, versions
 from jaxplan.io.stopping import Stopped, StopRequest
@@ -201,7 +202,7 @@ def write_run_report(config: RunConfig, run: RunDirectory) -> Path:
     print_table(results)
     for row in results:
         if "plan_life" in row:
-            print_play(row)
+            sys.stdout.write(f"\n{format_play(row)}")
     return write_report(run.path, summary, _last_replay(run, results))
 
 
