@@ -131,9 +131,6 @@ def _say(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-RELAY_SEED = 2**20  # added to the seed, so that a relay meets worlds of its own
-
-
 class Run:
     """One run: what all stages share, made once, and the stages."""
 
@@ -289,6 +286,7 @@ class Run:
         from jaxplan.envs.worlds import make_expert
         from jaxplan.train.loop import load_player
         from jaxplan.train.relay import RelayTeacher, Student
+        from jaxplan.train.scribe import RELAY_SEED
 
         config, folder = self.config, self.run.path / "relay"
         student = Student(
