@@ -237,16 +237,16 @@ class Run:
         desk = self.make_desk(config.seed)
         if config.collect.teacher == "expert":
             return ExpertTeacher(make_expert(config.env, config.expert), desk)
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"collect.teacher={config.collect.teacher} plays in one process, and "
-                f"there are {jax.process_count()}"
-            )
         short = dataclasses.replace(config.env, max_steps=config.collect.steps)
         desk = dataclasses.replace(desk, env=make_env(short))
         if config.collect.teacher == "endpoint":
             from jaxplan.train.endpoint_teacher import EndpointTeacher
 
+            if jax.process_count() > 1:
+                raise ValueError(
+                    "collect.teacher=endpoint asks its server from one process, and "
+                    f"there are {jax.process_count()}: run collect alone first"
+                )
             journals = self.run.path / "answers"
             endpoint, stop = config.collect.endpoint, self.setting.stop
             return EndpointTeacher(endpoint, config.plan, desk, journals, stop)

@@ -7,10 +7,13 @@ process alone can know, a signal or a file, is agreed on before anyone acts on i
 
 import os
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+_Result = TypeVar("_Result")
 
 _HEARTBEAT_SECONDS = 30  # after which a process that is gone ends the others
 
@@ -70,16 +73,20 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
-def first_alone(work: Callable[[], None]) -> None:
+def first_alone(work: Callable[[], _Result]) -> _Result | None:
     """Let the first process do something short while the others wait.
+
+    Returns:
+        What it returned; None in the others.
 
     Raises:
         OtherProcessError: in the others, if the first one raised anything.
     """
     problem: Exception | None = None
+    result: _Result | None = None
     if is_first():
         try:
-            work()
+            result = work()
         except Exception as error:
             problem = error
     failed = agree(problem is not None)
@@ -87,3 +94,4 @@ def first_alone(work: Callable[[], None]) -> None:
         raise problem
     if failed:
         raise OtherProcessError("the first process could not go on")
+    return result

@@ -64,7 +64,8 @@ def _over_events(
         return {"score": None, "per_event": None}
     rates = unlocked.mean(axis=0)
     per_event = dict(zip(event_names, rates.tolist(), strict=True))
-    return {"score": crafter_score(rates), "per_event": per_event}
+    score = crafter_score(rates) if per_event else None
+    return {"score": score, "per_event": per_event}
 
 
 def crafter_score(success_rates: Num[np.ndarray, " events"]) -> float:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.core.ahead import begin_ahead
-from jaxplan.core.processes import agree, is_first
+from jaxplan.core.processes import agree, first_alone
 from jaxplan.envs.base import Expert, Intent, Phrases
 from jaxplan.io.datasets import DatasetWriter
 from jaxplan.io.stopping import Stopped, StopRequest
@@ -36,6 +36,14 @@ class Teacher(Protocol):
     @property
     def scribe(self) -> Scribe:
         """Who writes them down."""
+        ...
+
+    @property
+    def together(self) -> bool:
+        """Whether all processes play, on a mesh: one batch after the other then.
+
+        Programs of several threads would meet in another order on another device.
+        """
         ...
 
     def account(self) -> dict[str, Any]:
@@ -79,12 +87,13 @@ def collect(
     """
     desk = teacher.scribe.desk
     config = desk.config
-    writer = None
-    if is_first():  # it plays alone; the others only learn when to stop
-        writer = DatasetWriter(directory, about, config.lanes, tuple(desk.other_texts))
+    writer = first_alone(
+        lambda: DatasetWriter(directory, about, config.lanes, tuple(desk.other_texts))
+    )
     done, turns = agree(writer.episodes if writer else 0), 0
     starts = range(done, config.episodes, config.lanes)
-    for first, batch in _played(teacher, starts) if writer else _others(starts):
+    follow = _played if writer else _others
+    for first, batch in follow(teacher, starts):
         for columns in batch:
             if writer:
                 writer.add_episode(columns)
@@ -92,22 +101,30 @@ def collect(
         progress(min(first + config.lanes, config.episodes), turns)
         if stop.requested:
             raise Stopped
-    return writer.close() | teacher.account() if writer else {}
+
+    def close() -> dict[str, Any]:
+        return writer.close() | teacher.account() if writer else {}
+
+    return first_alone(close) or {}  # the others read it next
 
 
 _Batch = tuple[int, Iterable[dict[str, Any]]]  # its first number, its trajectories
 
 
 def _played(teacher: Teacher, starts: range) -> Iterator[_Batch]:
-    """Play, the next batches while the host writes this one down."""
-    for first, played in begin_ahead(starts, teacher.play):
+    """Play, if alone the next batches while the host writes this one down."""
+    in_turn = ((first, teacher.play(first)) for first in starts)
+    batches = in_turn if teacher.together else begin_ahead(starts, teacher.play)
+    for first, played in batches:
         wanted = min(starts.step, starts.stop - first)
         yield first, teacher.write_down(first, played, wanted)
 
 
-def _others(starts: range) -> Iterator[_Batch]:
-    """Follow what the first process does."""
+def _others(teacher: Teacher, starts: range) -> Iterator[_Batch]:
+    """Follow the first process, which alone writes, and play where it needs all."""
     for first in starts:
+        if teacher.together:
+            teacher.play(first)
         yield first, ()
 
 
@@ -125,7 +142,7 @@ class ExpertTeacher:
                 f"collect.styles: {unknown} are no styles of this expert; it has "
                 f"{', '.join(expert.styles)}"
             )
-        self.scribe = Scribe(desk)
+        self.scribe, self.together = Scribe(desk), False
         self._expert = expert
         self._speech = make_speech(desk.tokenizer, expert.phrases)
 

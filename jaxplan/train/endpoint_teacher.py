@@ -111,7 +111,7 @@ class EndpointTeacher:
         _import_openai()
         for style in desk.config.styles:
             planning_prompt(style, plan.open, plan.close)
-        self.scribe = Scribe(desk)
+        self.scribe, self.together = Scribe(desk), False
         self._endpoint, self._plan, self._stop = endpoint, plan, stop
         self._journals = journals
         journals.mkdir(parents=True, exist_ok=True)

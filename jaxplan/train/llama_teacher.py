@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxplan.config.schema import PlanConfig, RunConfig
+from jaxplan.core.mesh import to_host
 from jaxplan.models.params import AgentParams, LlamaParams
 from jaxplan.plan.grammar import DYNAMIC, NEVER
 from jaxplan.plan.prompts import DYNAMIC as DYNAMIC_PROMPT
@@ -69,7 +70,7 @@ class LlamaTeacher:
             desk: where it plays.
         """
         plan = config.plan
-        self.scribe = Scribe(desk)
+        self.scribe, self.together = Scribe(desk), True
         self._load, self._mesh, self._model = load, mesh, config.model
         self._params: LlamaParams | None = None
         self._plan = plan
@@ -93,33 +94,26 @@ class LlamaTeacher:
         """What is to be told at the end."""
         return self.scribe.account()
 
-    def play(self, first: int) -> None:
-        """Nothing is begun before it is written down."""
-        del first
+    def play(self, first: int) -> list[Any]:
+        """Play until every lane has finished its one episode; segments on the host."""
+        with jax.set_mesh(self._mesh):
+            return self._play_on_mesh(first)
 
     def write_down(
-        self, first: int, played: None, wanted: int
+        self, first: int, played: list[Any], wanted: int
     ) -> Iterator[dict[str, Any]]:
-        """Play a batch, and write down its first ``wanted`` trajectories."""
-        del played
-        desk, lanes = self.scribe.desk, self._rollout.num_lanes
-        numbers = range(first, first + lanes)
-        segments = self._run(first)
+        """The columns of the first ``wanted`` trajectories of a batch."""
+        desk = self.scribe.desk
         recordings, styles = [], []
-        for lane, number in enumerate(numbers[:wanted]):
-            turns = spoken_turns(segments, desk.tokenizer, entry=0, lane=lane)
+        for lane, number in enumerate(range(first, first + wanted)):
+            turns = spoken_turns(played, desk.tokenizer, entry=0, lane=lane)
             recordings.append(
                 [RecordedTurn(f" {t.plan}" * bool(t.plan), t.action) for t in turns]
             )
             styles.append(prompt_of(desk, number, self._plan)[1])
         yield from self.scribe.recite(first, recordings, styles)
 
-    def _run(self, first: int) -> list[Any]:
-        """Play until every lane has finished its one episode; segments on the host."""
-        with jax.set_mesh(self._mesh):
-            return self._run_on_mesh(first)
-
-    def _run_on_mesh(self, first: int) -> list[Any]:
+    def _play_on_mesh(self, first: int) -> list[Any]:
         if self._params is None:
             self._params = self._load().llama
         desk, rollout = self.scribe.desk, self._rollout
@@ -136,7 +130,7 @@ class LlamaTeacher:
             budget=self._plan.budget,
             turn_tokens=self._turn_tokens,
         ):
-            host: Any = jax.device_get(segment)
+            host: Any = to_host(segment)
             finished += int(host.episodes.finished.sum())
             segments.append(host)
             if finished == rollout.num_lanes:

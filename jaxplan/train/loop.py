@@ -138,11 +138,21 @@ def check_division(setting: Setting, mesh: AnyMesh) -> None:
             f"rollout.num_lanes={config.rollout.num_lanes} is not divisible by "
             f"{parts} x ppo.num_minibatches={minibatches}"
         )
+    if _plays_in_collect(config) and config.collect.lanes % shards:
+        raise ValueError(
+            f"collect.lanes={config.collect.lanes} is not divisible by {parts}, and a "
+            "Llama plays in them"
+        )
     if config.sft.batch_segments % shards:
         raise ValueError(
             f"sft.batch_segments={config.sft.batch_segments} is not divisible by "
             f"{parts}"
         )
+
+
+def _plays_in_collect(config: RunConfig) -> bool:
+    """Whether lanes of a collection are played by a Llama, as teacher or student."""
+    return config.collect.teacher == "llama" or config.sft.relay.episodes > 0
 
 
 def peak_memory_bytes() -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxplan.config.schema import RunConfig
+from jaxplan.core.mesh import to_host
 from jaxplan.envs.base import Expert
 from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import DYNAMIC
@@ -58,6 +59,7 @@ class RelayTeacher(ExpertTeacher):
             config: shape of the student's model, sizes of its rollout, and its turns.
         """
         super().__init__(expert, desk)
+        self.together = student.mesh.size > 1
         self._student, self._config = student, config
         self._rollout = dataclasses.replace(config.rollout, num_lanes=desk.config.lanes)
         self._params: LlamaParams | None = None
@@ -101,7 +103,7 @@ class RelayTeacher(ExpertTeacher):
         over = np.zeros(rollout.num_lanes, bool)
         while not all(over | [len(played) >= most for played in actions]):
             segment = next(segments)
-            end, ended = jax.device_get((segment.turns.end, segment.episodes.finished))
+            end, ended = to_host((segment.turns.end, segment.episodes.finished))
             for lane in np.flatnonzero(~over):
                 actions[lane] += end.action[lane, end.complete[lane]].tolist()
             over |= ended.any(axis=0)

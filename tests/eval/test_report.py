@@ -20,8 +20,11 @@ from jaxplan.io.metrics import MetricsWriter
 EVENTS = ("wake_up", "eat_cow", "place_table")
 
 
-def result(arm="sft", mode="dynamic", episodes=8, plan_rate=0.25, counts=()):
-    unlocked = np.arange(episodes * 3).reshape(episodes, 3) % 4 == 0
+def result(
+    arm="sft", mode="dynamic", episodes=8, plan_rate=0.25, counts=(), events=EVENTS
+):
+    shape = episodes, len(events)
+    unlocked = np.arange(episodes * len(events)).reshape(shape) % 4 == 0
     return make_result(
         arm,
         mode,
@@ -34,7 +37,7 @@ def result(arm="sft", mode="dynamic", episodes=8, plan_rate=0.25, counts=()):
         },
         {name: np.arange(episodes) % 3 for name in counts},
         unlocked,
-        EVENTS,
+        events,
     )
 
 
@@ -124,6 +127,14 @@ def test_a_result_of_no_episodes_is_unknown_and_not_zero():
     assert row["achievements"] == {"mean": None, "low": None, "high": None}
     assert row["score"] is None
     assert row["per_event"] is None
+
+
+def test_a_world_with_nothing_to_unlock_has_no_score():
+    row = result(events=())
+    assert row["achievements"]["mean"] == 0
+    assert row["score"] is None
+    assert row["per_event"] == {}
+    json.dumps(row, allow_nan=False)
 
 
 def test_the_score_is_the_log_weighted_mean_of_success_rates():

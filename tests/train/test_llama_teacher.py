@@ -86,7 +86,7 @@ def test_plans_come_in_every_kth_turn_and_in_no_other(rows, desk):
 def test_what_is_written_down_is_what_the_engine_played(rows, desk, setting):
     """The rollout's own account of the first batch, turn by turn and in sum."""
     teacher = make(desk, setting)
-    segments = teacher._run(0)
+    segments = teacher.play(0)
     returns, turns = {}, {}
     for segment in segments:
         ends = segment.episodes

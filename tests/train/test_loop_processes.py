@@ -1,8 +1,6 @@
 """Two processes with four devices each, on this machine, against one with eight."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,42 +15,16 @@ from jaxplan.io.checkpoints import latest_step
 from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import EXIT_CODE
 from jaxplan.train.loop import load_policy
+from tests.processes import finish, start_two
 from tests.train.worker import make_setting, run_stages
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE, OTHER_SHAPE = (2, 2, 2), (1, 4, 1)
 
 
-def start_two(run_dir: Path, epochs: int) -> list[subprocess.Popen]:
-    """Start both processes of a run."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+def start(run_dir: Path, epochs: int) -> list[subprocess.Popen]:
+    """Start both processes of a run, with four devices each."""
     arguments = [str(run_dir), *map(str, SHAPE), str(epochs)]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.worker", *arguments],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ
-            | {
-                "JAX_NUM_CPU_DEVICES": "4",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(number),
-            },
-        )
-        for number in range(2)
-    ]
-
-
-def finish(processes: list[subprocess.Popen], expected: int) -> list[str]:
-    """Wait for all, and see how they ended."""
-    told = [process.communicate(timeout=600)[0] for process in processes]
-    assert [process.returncode for process in processes] == [expected] * 2, told
-    return told
+    return start_two([sys.executable, "-m", "tests.train.worker", *arguments], 4)
 
 
 def losses(run_dir: Path) -> list[dict]:
@@ -61,7 +33,7 @@ def losses(run_dir: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_and_leave_one_checkpoint(tmp_path):
-    first, second = finish(start_two(tmp_path / "two", epochs=1), 0)
+    first, second = finish(start(tmp_path / "two", epochs=1), 0)
     assert "ppo  2/2" in first
     assert "ppo" not in second
     assert (tmp_path / "two" / "lock.json").read_text() == "", "given back"
@@ -91,7 +63,7 @@ def test_two_processes_learn_what_one_does_and_leave_one_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_update(tmp_path):
-    processes = start_two(tmp_path / "two", epochs=10**5)
+    processes = start(tmp_path / "two", epochs=10**5)
     while len(read_metrics(tmp_path / "two")) < 3:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.1)
