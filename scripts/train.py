@@ -105,7 +105,7 @@ def make_setting(config: RunConfig, run_dir: Path, stop):
     from jaxplan.envs.worlds import make_env
     from jaxplan.io.chat import open_tokenizer
     from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
-    from jaxplan.train.loop import Setting
+    from jaxplan.train.setting import Setting
 
     tokenizer = open_tokenizer(config)
     env = make_env(config.env)
@@ -139,7 +139,7 @@ class Run:
         import jax
 
         from jaxplan.models.attention import check_attention, compiled_kernels
-        from jaxplan.train.loop import check_mesh
+        from jaxplan.train.setting import check_mesh
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
         self.tokenizer, self.setting = make_setting(config, run.path, stop)
@@ -258,7 +258,7 @@ class Run:
         """The primed agent."""
         from jaxplan.io.datasets import read_dataset
         from jaxplan.train.data import load_segments
-        from jaxplan.train.loop import train_sft
+        from jaxplan.train.sft_loop import train_sft
 
         config, relay = self.config, self.config.sft.relay
 
@@ -284,9 +284,9 @@ class Run:
     def relay(self) -> Path:
         """Episodes that the student begins and the expert ends, as Parquet."""
         from jaxplan.envs.worlds import make_expert
-        from jaxplan.train.loop import load_player
         from jaxplan.train.relay import RelayTeacher, Student
         from jaxplan.train.scribe import RELAY_SEED
+        from jaxplan.train.setting import load_player
 
         config, folder = self.config, self.run.path / "relay"
         student = Student(
@@ -324,7 +324,7 @@ class Run:
 
     def ppo(self) -> dict:
         """The agent after reinforcement learning."""
-        from jaxplan.train.loop import train_ppo
+        from jaxplan.train.ppo_loop import train_ppo
 
         return train_ppo(self.setting, self.primed())
 
@@ -340,7 +340,7 @@ class Run:
 
     def primed(self):
         """What PPO starts from: the agent SFT left, here or elsewhere, or none."""
-        from jaxplan.train.loop import load_policy
+        from jaxplan.train.setting import load_policy
 
         if self.unprimed():
             return self.start()
@@ -362,7 +362,7 @@ class Run:
     def evaluate(self) -> dict:
         """Every arm on the panel, each finished arm kept."""
         from jaxplan.eval.stage import evaluate_arms
-        from jaxplan.train.loop import load_player
+        from jaxplan.train.setting import load_player
 
         config, setting = self.config, self.setting
         trained, start = config.stages, self.unprimed() or "sft"

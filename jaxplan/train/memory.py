@@ -32,9 +32,10 @@ from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import training_schedule
 from jaxplan.rollout.segment import empty_turns
 from jaxplan.rollout.setup import check_sizes
-from jaxplan.train.loop import Setting, abstract_play, check_division, make_recipe
 from jaxplan.train.optim import make_optimizer
 from jaxplan.train.ppo import update
+from jaxplan.train.ppo_loop import abstract_play, make_recipe
+from jaxplan.train.setting import Setting, check_division
 from jaxplan.train.sft import Segments, sft_update
 from jaxplan.train.state import abstract_learner, with_shardings
 

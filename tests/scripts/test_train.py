@@ -66,7 +66,7 @@ def final_params(run: Path, stage: str) -> dict[str, np.ndarray]:
     from jaxplan.io.stopping import StopRequest
     from jaxplan.rollout.setup import longest_turn, make_language
     from jaxplan.text.tokenizer import load_tokenizer
-    from jaxplan.train.loop import Setting, load_policy
+    from jaxplan.train.setting import Setting, load_policy
 
     config = load_config(run / "config.yaml")
     tokenizer, env = load_tokenizer(config.text.tokenizer), make_env(config.env)

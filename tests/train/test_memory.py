@@ -23,7 +23,6 @@ from jaxplan.models.cache import init_cache
 from jaxplan.models.params import split_trained
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import load_tokenizer
-from jaxplan.train.loop import Setting
 from jaxplan.train.memory import (
     GIB,
     STAGES,
@@ -32,6 +31,7 @@ from jaxplan.train.memory import (
     plan_memory,
     verdict,
 )
+from jaxplan.train.setting import Setting
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LARGE_VOCAB = 128_256

@@ -20,15 +20,10 @@ from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import lora_of, replace_lora
 from jaxplan.train.data import SegmentData
-from jaxplan.train.loop import (
-    Setting,
-    load_player,
-    load_policy,
-    rollout_metrics,
-    train_ppo,
-    train_sft,
-)
 from jaxplan.train.packing import Packer, TurnTokens
+from jaxplan.train.ppo_loop import rollout_metrics, train_ppo
+from jaxplan.train.setting import Setting, load_player, load_policy
+from jaxplan.train.sft_loop import train_sft
 from jaxplan.train.state import start_params
 
 
