@@ -81,21 +81,23 @@ def dry_run(config: RunConfig, flags: Flags) -> int:
     """Print what each device will hold, and what would help if that is too much."""
     from jaxplan.core.runtime import start_jax
     from jaxplan.io.stopping import StopRequest
-    from jaxplan.train import memory
+    from jaxplan.train.memory import plan_memory
+    from jaxplan.train.memory_advice import device_bytes, memory_table, verdict
+    from jaxplan.train.memory_compiled import compiled_bytes
 
     start_jax(CACHE)
     try:
         _, setting = make_setting(config, Path(config.run_root), StopRequest())
-        plan = memory.plan_memory(setting)
-        compiled = memory.compiled_bytes(setting) if flags.compile else None
+        plan = plan_memory(setting)
+        compiled = compiled_bytes(setting) if flags.compile else None
     except ValueError as error:
         _say(f"error: {error}")
         return 2
-    print(memory.memory_table(plan, compiled))
-    there = flags.device_memory or memory.device_bytes()
+    print(memory_table(plan, compiled))
+    there = flags.device_memory or device_bytes()
     if there is None:
         return 0
-    sentence, fits = memory.verdict(setting, plan, there)
+    sentence, fits = verdict(setting, plan, there)
     print(sentence)
     return 0 if fits else 1
 

@@ -3,14 +3,13 @@
 Tensors that last, such as parameters and caches, are counted from their declarations
 and the sharding rules, for meshes larger than any machine at hand. What a program needs
 in between is mostly what the backward pass finds of the forward pass: that is traced
-with the shapes of one device's share, and nothing is compiled. ``compiled_bytes`` asks
-the compiler, where the devices exist.
+with the shapes of one device's share, and nothing is compiled.
+``jaxplan.train.memory_compiled`` asks the compiler, where the devices exist.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,25 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh
-from pydantic import ValidationError
 
 from jaxplan.config.schema import ModelConfig, RunConfig
 from jaxplan.core.mesh import AnyMesh, abstract_mesh, num_shards, shardings_of
 from jaxplan.core.specs import abstract_tensors, spec_tree
 from jaxplan.models.heads import chunk_tokens
 from jaxplan.models.llama import forward
-from jaxplan.models.params import join, llama_specs, split_trained
+from jaxplan.models.params import llama_specs, split_trained
 from jaxplan.models.visibility import TokenMeta
-from jaxplan.plan.grammar import DYNAMIC
-from jaxplan.rollout.rounds import run_segment
-from jaxplan.rollout.schedule import training_schedule
 from jaxplan.rollout.segment import empty_turns
-from jaxplan.rollout.setup import check_sizes
 from jaxplan.train.optim import make_optimizer
-from jaxplan.train.ppo import update
-from jaxplan.train.ppo_loop import abstract_play, make_recipe
+from jaxplan.train.ppo_loop import abstract_play
 from jaxplan.train.setting import Setting, check_division
-from jaxplan.train.sft import Segments, sft_update
+from jaxplan.train.sft import Segments
 from jaxplan.train.state import abstract_learner, with_shardings
 
 STAGES = ("sft", "rollout", "ppo update")
@@ -45,7 +38,6 @@ STAGES = ("sft", "rollout", "ppo update")
 _LOGITS = 4
 _LOGITS_OF_PPO = 8
 GIB = 2**30
-_ADAPTERS = 64  # rank of the adapters that are proposed where memory is short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +113,9 @@ def plan_memory(setting: Setting) -> MemoryPlan:
         program={
             "sft": lasting["sft"]
             | segments
-            | _update_bytes(setting, mesh, "sft", batch, 0, _targets(config), _LOGITS),
+            | _update_bytes(
+                setting, mesh, "sft", batch, 0, max_targets(config), _LOGITS
+            ),
             "rollout": {"parameters": actor}
             | worlds
             | {"segments": segment}
@@ -141,7 +135,8 @@ def plan_memory(setting: Setting) -> MemoryPlan:
     )
 
 
-def _optimizers(config: RunConfig) -> dict[str, Any]:
+def stage_optimizers(config: RunConfig) -> dict[str, Any]:
+    """The optimizers of a run by stage, whatever the number of updates."""
     ppo = config.ppo
     return {
         "sft": make_optimizer(config.sft.optimizer, 1),
@@ -165,17 +160,18 @@ def _lasting_bytes(setting: Setting, mesh: AnyMesh, stage: str) -> dict[str, int
     """What lasts from update to update; a reference shares what does not learn."""
     specs = setting.specs_of(stage)
     learning, frozen = split_trained(specs)
-    optimizer = _optimizers(setting.config)[stage]
+    optimizer = stage_optimizers(setting.config)[stage]
     learner = held_bytes(abstract_learner(learning, optimizer, mesh))
     begun = setting.specs_of({"sft": "start", "ppo": "sft"}[stage]).llama
     own = _spec_bytes(begun, mesh) - _spec_bytes(frozen.llama, mesh)
     return {
         "parameters": _spec_bytes(specs, mesh),
         "optimizer": learner - _spec_bytes(learning, mesh),
-    } | ({"reference": own} if _wants_reference(setting.config, stage) else {})
+    } | ({"reference": own} if wants_reference(setting.config, stage) else {})
 
 
-def _wants_reference(config: RunConfig, stage: str) -> bool:
+def wants_reference(config: RunConfig, stage: str) -> bool:
+    """Tell whether a stage keeps the weights that it began with."""
     return stage == "ppo" or bool(config.sft.kl_coef or config.sft.measure_kl)
 
 
@@ -192,7 +188,7 @@ def _decisions(config: RunConfig) -> int:
     return config.rollout.rounds * (1 + config.rollout.decode_steps)
 
 
-def _targets(config: RunConfig) -> int:
+def max_targets(config: RunConfig) -> int:
     """Tokens with a loss in a segment; without observations, as many as PPO has."""
     length = config.rollout.segment_tokens
     every = config.sft.observation_weight > 0
@@ -334,195 +330,3 @@ def _rollout_bytes(setting: Setting, mesh: AnyMesh, lanes: int) -> dict[str, int
         "KV cache": tokens * (heads + 4 * len(dataclasses.fields(TokenMeta))),
         "temp": scores + streams + logits,
     }
-
-
-def compiled_bytes(setting: Setting) -> dict[str, int]:
-    """What the compiler says that the program of each stage needs.
-
-    Args:
-        setting: the run; its devices must be here. Nothing is allocated on them.
-    """
-    with jax.set_mesh(setting.mesh):
-        return {stage: _program_bytes(lower) for stage, lower in _programs(setting)}
-
-
-def _program_bytes(lower: Callable[[], Any]) -> int:
-    sizes = lower().compile().memory_analysis()
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-    )
-
-
-def _programs(setting: Setting) -> Iterator[tuple[str, Callable[[], Any]]]:
-    config, mesh = setting.config, setting.mesh
-    model, rollout = config.model, config.rollout
-    optimizers = _optimizers(config)
-
-    def agent_of(stage: str) -> tuple[Any, Any, Any]:
-        """The learner of a stage, what it stands beside, and both as one agent."""
-        learning, staying = split_trained(setting.specs_of(stage))
-        learner = abstract_learner(learning, optimizers[stage], mesh)
-        frozen = with_shardings(abstract_tensors(staying), shardings_of(staying, mesh))
-        return learner, frozen, join(learner.params, frozen)
-
-    shape = config.sft.batch_segments, rollout.segment_tokens
-    rows = {
-        field.name: jax.ShapeDtypeStruct(shape, jnp.int32)
-        for field in dataclasses.fields(Segments)
-    }
-    learner, frozen, primed = agent_of("sft")
-    start = with_shardings(
-        abstract_tensors(setting.specs), shardings_of(setting.specs, mesh)
-    )
-    yield (
-        "sft",
-        partial(
-            sft_update.lower,
-            learner,
-            start.llama if _wants_reference(config, "sft") else None,
-            spec_tree(Segments, **rows),
-            optimizer=optimizers["sft"],
-            max_targets=_targets(config),
-            config=config.sft,
-            model=model,
-            history=rollout.history,
-            frozen=frozen,
-        ),
-    )
-    learner, frozen, agent = agent_of("ppo")
-    play = abstract_play(setting, mesh)
-    schedule = jax.eval_shape(
-        lambda pool: training_schedule(
-            pool, jax.random.key(0), DYNAMIC, rollout.num_lanes
-        ),
-        play["pool"],
-    )
-    run = partial(
-        run_segment,
-        env=setting.env,
-        config=rollout,
-        model=model,
-        budget=config.plan.budget,
-        turn_tokens=setting.turn_tokens,
-    )
-    given = agent.llama, play["carry"], setting.language, schedule, 0.9
-    _, segment = jax.eval_shape(run, *given)
-    yield "rollout", partial(run_segment.lower, *given, **run.keywords)
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    yield (
-        "ppo update",
-        partial(
-            update.lower,
-            learner,
-            primed.llama,
-            segment,
-            setting.language.grammar,
-            number,
-            number,
-            number,
-            number,
-            recipe=make_recipe(config, optimizers["ppo"]),
-            frozen=frozen,
-        ),
-    )
-
-
-def device_bytes() -> int | None:
-    """Memory of the first device, where it says so."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
-def verdict(setting: Setting, plan: MemoryPlan, there: int) -> tuple[str, bool]:
-    """Say whether the plan fits, and if not, by how much and what would help.
-
-    Args:
-        setting: the run.
-        plan: of its memory.
-        there: bytes of a device.
-    """
-    free = there - plan.peak
-    sizes = f"the peak is {_in_gib(plan.peak)} GiB of {_in_gib(there)}"
-    if free >= 0:
-        return f"fits: {sizes}", True
-    lines = [f"too big by {_in_gib(-free)} GiB: {sizes}; one change alone makes it"]
-    lines += [f"  {_in_gib(peak):>9}  {change}" for change, peak in what_helps(setting)]
-    return "\n".join(lines), False
-
-
-def what_helps(setting: Setting) -> list[tuple[str, int]]:
-    """Changes of one key that lower the peak, and the peak with each, lowest first."""
-    peak, helping = plan_memory(setting).peak, []
-    for change, other in _changes(setting):
-        try:
-            check_sizes(
-                other.language,
-                other.config.rollout,
-                other.config.plan,
-                other.turn_tokens,
-            )
-            lower = plan_memory(other).peak
-        except ValueError:
-            continue
-        if lower < peak:
-            helping.append((change, lower))
-    return sorted(helping, key=lambda found: found[1])
-
-
-def _changes(setting: Setting) -> Iterator[tuple[str, Setting]]:
-    config = setting.config
-    wanted = [
-        ("model", "remat", "layer"),
-        ("model", "compute_dtype", "bfloat16"),
-        ("model", "param_dtype", "bfloat16"),
-        ("mesh", "fsdp", config.mesh.fsdp * 2),
-        ("mesh", "model", config.mesh.model * 2),
-        ("ppo", "num_minibatches", config.ppo.num_minibatches * 2),
-        ("sft", "batch_segments", config.sft.batch_segments // 2),
-        ("rollout", "num_lanes", config.rollout.num_lanes // 2),
-        ("rollout", "segment_tokens", config.rollout.segment_tokens // 2),
-    ]
-    if not config.model.lora.rank:
-        adapted = dataclasses.replace(config.model.lora, rank=_ADAPTERS)
-        wanted.append(("model", "lora", adapted))
-    for name, key, value in wanted:
-        section = getattr(config, name)
-        if getattr(section, key) == value:
-            continue
-        try:
-            changed = dataclasses.replace(section, **{key: value})
-            other = dataclasses.replace(config, **{name: changed})
-        except ValidationError:
-            continue
-        told = f"lora.rank={_ADAPTERS}" if key == "lora" else f"{key}={value}"
-        yield f"{name}.{told}", dataclasses.replace(setting, config=other)
-
-
-def memory_table(plan: MemoryPlan, compiled: dict[str, int] | None = None) -> str:
-    """The plan as lines of text, in GiB; beside it what the compiler says."""
-    parts: dict[str, None] = {}
-    for stage in STAGES:
-        parts |= dict.fromkeys(plan.program[stage] | plan.resident[stage])
-    rows = [("GiB on each device", *STAGES)]
-    for part in parts:
-        held = (
-            plan.program[stage].get(part, 0) + plan.resident[stage].get(part, 0)
-            for stage in STAGES
-        )
-        rows.append((part, *map(_in_gib, held)))
-    rows.append(("total", *(_in_gib(plan.total(stage)) for stage in STAGES)))
-    if compiled is not None:
-        estimates = (_in_gib(plan.of_program(stage)) for stage in STAGES)
-        rows.append(("its program, estimated", *estimates))
-        told = (_in_gib(compiled[stage]) for stage in STAGES)
-        rows.append(("its program, compiled", *told))
-    sizes = " x ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-    lines = [f"mesh: {sizes}, {math.prod(plan.mesh.values())} devices"]
-    lines += [f"{row[0]:26}" + "".join(f"{n:>12}" for n in row[1:]) for row in rows]
-    return "\n".join(lines)
-
-
-def _in_gib(size: int) -> str:
-    return f"{size / GIB:.3f}" if size else "-"

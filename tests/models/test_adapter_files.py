@@ -89,11 +89,12 @@ def test_adapters_that_do_not_fit_are_listed(tmp_path):
     ],
     ids=["rslora", "lora", "three targets"],
 )
-def test_peft_loads_them_and_has_the_same_logits(tmp_path, lora):
+def test_peft_loads_them_and_has_the_same_logits(tmp_path, lora, record_property):
     pytest.importorskip("torch")
     pytest.importorskip("peft")
     written(tmp_path, dataclasses.replace(MODEL, lora=lora))
     parity = compare_logits(tmp_path)
+    record_property("logits", f"{parity.difference:.1e}")  # for the table of a report
     assert parity.largest > 0.3
     assert parity.difference < 1e-5
     beside = tmp_path / "adapter"

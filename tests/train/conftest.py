@@ -1,18 +1,21 @@
 """One tiny world, model and play for all tests of training."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxplan.config.schema import ModelConfig, PlanConfig, RolloutConfig
+from jaxplan.config.schema import ModelConfig, PlanConfig, RolloutConfig, RunConfig
+from jaxplan.io.stopping import StopRequest
 from jaxplan.models.params import AgentParams, init_params
 from jaxplan.rollout.rounds import Language, init_carry, run_segment
 from jaxplan.rollout.schedule import make_worlds, training_schedule
 from jaxplan.rollout.segment import Segment
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import Tokenizer, load_tokenizer
+from jaxplan.train import loop
 from tests.fakes import Shore
 
 PLAN = PlanConfig(open="{plan}", close="<end>", budget=4)
@@ -87,3 +90,23 @@ def segment(setting) -> Segment:
             turn_tokens=setting.turn_tokens,
         )
     return played
+
+
+@pytest.fixture(scope="session")
+def on_shore(setting):
+    """A run on the tiny world, whose language is cheap for any vocabulary."""
+
+    def make(config: RunConfig) -> loop.Setting:
+        tokenizer = setting.tokenizer.fill_up(config.model.vocab_size)
+        config = dataclasses.replace(config, plan=setting.plan)
+        return loop.Setting(
+            config=config,
+            run_dir=Path(),
+            env=setting.env,
+            language=make_language(tokenizer, setting.env, setting.plan),
+            vocab_size=tokenizer.vocab_size,
+            turn_tokens=setting.turn_tokens,
+            stop=StopRequest(),
+        )
+
+    return make

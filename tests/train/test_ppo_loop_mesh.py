@@ -138,10 +138,14 @@ def learner_on(own: Setting, params, optimizer):
     return begin_learner(params, own.specs, optimizer, own.mesh)
 
 
-def assert_close(one, other):
+def assert_close(one, other) -> str:
+    """Compare two pytrees; the largest difference, for the table of a report."""
+    furthest = 0.0
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b, **WITHIN)
+        furthest = max(furthest, np.abs(np.asarray(a) - np.asarray(b)).max())
+    return f"{furthest:.1e}"
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +174,15 @@ def imitated(on_mesh, primed, segments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
-def test_imitation_has_the_same_loss_and_gradients_on_every_mesh(imitated, shape):
+def test_imitation_has_the_same_loss_and_gradients_on_every_mesh(
+    imitated, shape, record_property
+):
     (loss, metrics), grads = to_host(imitated(shape))
     (alone, alone_metrics), alone_grads = to_host(imitated(ALONE))
     assert np.isfinite(alone)
-    assert_close((loss, metrics), (alone, alone_metrics))
+    record_property("loss", assert_close((loss, metrics), (alone, alone_metrics)))
     assert max(np.abs(grad).max() for grad in jax.tree.leaves(alone_grads)) > 1e-2
-    assert_close(grads, alone_grads)
+    record_property("gradients", assert_close(grads, alone_grads))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +223,9 @@ def reinforced(on_mesh, primed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES.values(), ids=MESHES)
-def test_ppo_iterations_are_the_same_on_every_mesh(reinforced, primed, shape):
+def test_ppo_iterations_are_the_same_on_every_mesh(
+    reinforced, primed, shape, record_property
+):
     there, alone = reinforced(shape), reinforced(ALONE)
     for row, expected in zip(there.rows, alone.rows, strict=True):
         assert row.keys() == expected.keys()
@@ -225,8 +233,10 @@ def test_ppo_iterations_are_the_same_on_every_mesh(reinforced, primed, shape):
         assert row["rollout/plan_rate"] > 0
         for name, value in expected.items():
             np.testing.assert_allclose(row[name], value, **WITHIN, err_msg=name)
+    record_property("metrics", assert_close(there.rows, alone.rows))
     learnt = to_host(there.state["learner"].params)
-    assert_close(learnt, to_host(alone.state["learner"].params))
+    expected = to_host(alone.state["learner"].params)
+    record_property("parameters", assert_close(learnt, expected))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), learnt, to_host(primed))
     assert max(jax.tree.leaves(moved)) > 1e-3
     stream, expected = there.state["carry"].stream, alone.state["carry"].stream
@@ -271,7 +281,9 @@ def bytes_by_device(tree) -> set[int]:
 @pytest.mark.parametrize(
     ("shape", "parts"), [((8, 1, 1), 1), ((2, 2, 2), 4), ((1, 4, 2), 8)]
 )
-def test_parameters_and_optimizer_state_are_really_split(on_mesh, shape, parts):
+def test_parameters_and_optimizer_state_are_really_split(
+    on_mesh, shape, parts, record_property
+):
     own = on_mesh(shape)
     optimizer = make_optimizer(OptimizerConfig(), 10)
     params = draw_params(jax.random.key(0), own.specs, own.mesh)
@@ -282,6 +294,7 @@ def test_parameters_and_optimizer_state_are_really_split(on_mesh, shape, parts):
         (held,) = bytes_by_device(tree)
         # Norms are split over fsdp alone, and the value head's last bias not at all.
         assert whole / parts <= held < whole / parts * 1.02
+    record_property("bytes", f"{held:,} of {whole:,}")
     (rest,) = bytes_by_device((learner.skipped, learner.bad_leaves))
     assert rest < 64
 
