@@ -20,7 +20,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxplan.config.schema import RunConfig
 from jaxplan.envs.base import TextEnv
@@ -55,7 +55,7 @@ class Members:
     learner: Learner
     reference: LlamaParams
     carry: Carry
-    key: PRNGKeyArray
+    key: Key[Array, "*members"]
     mode: Int[Array, "*members"]
     plan_cost: Float[Array, "*members"]
     value_scale: Float[Array, "*members"]

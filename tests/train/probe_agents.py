@@ -1,5 +1,6 @@
 """Tiny agents for the probe worlds, and what is read off their play."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +40,19 @@ MODEL = ModelConfig(
 NO_KL = RoleCoefficients()  # nobody taught these agents anything to keep
 
 
-def agents(kinds, learning_rate, **ppo):
-    """The language and the rest of what a population has in common."""
+def agents(kinds, learning_rate=1e-2, layers=1, history=1, **ppo):
+    """The language and the rest of what a population has in common.
+
+    With two layers what the model keeps of an observation at a plan can be read off the
+    plan later on; with one, its words alone can.
+    """
     config = RunConfig(
         env=EnvConfig(
             name="probe", probe=ProbeConfig(kinds=kinds), max_steps=9, pool_size=64
         ),
         plan=PlanConfig(budget=1),
-        model=MODEL,
-        rollout=ROLLOUT,
+        model=dataclasses.replace(MODEL, layers=layers),
+        rollout=dataclasses.replace(ROLLOUT, history=history),
         ppo=PpoConfig(
             gamma=0.9,
             kl_coef=NO_KL,
