@@ -29,9 +29,9 @@ from jaxplan.plan.grammar import parse_mode
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
 from jaxplan.rollout.schedule import Schedule, training_schedule
 from jaxplan.rollout.segment import Segment
-from jaxplan.train.loop import make_recipe, rollout_metrics
 from jaxplan.train.optim import Learner, init_learner, make_optimizer
 from jaxplan.train.ppo import Recipe, update
+from jaxplan.train.ppo_loop import make_recipe, rollout_metrics
 
 _START, _WORLDS, _EPISODES = range(3)  # what a member's chance is drawn for
 
