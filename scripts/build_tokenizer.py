@@ -1,12 +1,14 @@
-"""Build the shipped tokenizer from the project's own words.
+"""Build the shipped tokenizer, or that of the probe worlds, from the project's words.
 
     python scripts/build_tokenizer.py [--out jaxplan/text/data/tokenizer.json]
+    python scripts/build_tokenizer.py --probes [--out configs/experiments/...]
 
 Byte-level BPE, so every text can be written; a word and the space before it are one
 piece, so phrases may be concatenated. It is trained until every phrase of the
 ``compact`` texts and of the experts' plans is a single token. Markers and Craftax'
-actions are tokens of their own that no lower-case text can contain. The same words give
-the same file; a test holds the committed one to that.
+actions are tokens of their own that no lower-case text can contain. That of the probes
+knows their words and no others: most of a tiny agent's time would go into a thousand
+logits a token. The same words give the same file; a test holds the committed to that.
 """
 
 import argparse
@@ -22,12 +24,14 @@ from jaxplan.envs.craftax_plans import PLAN_PHRASES
 from jaxplan.envs.pogs import compact as pogs_text
 from jaxplan.envs.pogs_expert import plan_phrases as pogs_plan_phrases
 from jaxplan.envs.pogs_graph import action_words
+from jaxplan.envs.probes import Probe
 from jaxplan.text.tokenizer import SHIPPED
 
 SIZE = 1024  # of the vocabulary; larger by whole steps if the phrases need it
 STEP = 64  # keeps the embedding a friendly shape for matrix units
 PAD = "<pad>"  # id 0
 WORD = r" ?[^\s]+|\s"
+PROBES = Path("configs/experiments/estimators/tokenizer.json")
 POGS_NODES = 32  # up to there a label is one token
 
 # How often a text counts in training: phrases first, they have to become one token.
@@ -62,9 +66,11 @@ zombie zombies
 def main() -> None:
     """Write the tokenizer, and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=SHIPPED)
-    out = parser.parse_args().out
-    tokenizer = build()
+    parser.add_argument("--out", type=Path, help="by default where it is committed")
+    parser.add_argument("--probes", action="store_true", help="that of the probes")
+    args = parser.parse_args()
+    out = args.out or (PROBES if args.probes else SHIPPED)
+    tokenizer = build_probes() if args.probes else build()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(tokenizer.to_str() + "\n", encoding="utf-8")
     print(f"{out}: {tokenizer.get_vocab_size()} tokens")
@@ -88,6 +94,17 @@ def single_token_phrases() -> list[str]:
     return list(dict.fromkeys(craftax + pogs + action_words(POGS_NODES)))
 
 
+def build_probes() -> tokenizers.Tokenizer:
+    """Make a token of every word of the probes; anything else is padding."""
+    marks = _own_tokens(Probe.action_names)
+    words = [mark.content for mark in marks]
+    words += [word.replace(" ", "Ġ") for word in (*Probe.phrases, Probe.instructions)]
+    vocab = {word: number for number, word in enumerate(words)}
+    tokenizer = _spelling(models.WordLevel(vocab, unk_token=PAD))
+    tokenizer.add_special_tokens(marks)
+    return tokenizer
+
+
 def _train(phrases: list[str], size: int) -> tokenizers.Tokenizer:
     texts = [
         text
@@ -99,17 +116,10 @@ def _train(phrases: list[str], size: int) -> tokenizers.Tokenizer:
         (texts, TEXT_WEIGHT),
         (_english(), ENGLISH_WEIGHT),
     )
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _spelling(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=_own_tokens(),
+        special_tokens=_own_tokens(ACTION_NAMES),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -118,17 +128,30 @@ def _train(phrases: list[str], size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
+def _spelling(model: models.Model) -> tokenizers.Tokenizer:
+    """A tokenizer of words with the space before them, byte by byte."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def _english() -> list[str]:
     return [f" {word}" for word in ENGLISH.split()]
 
 
-def _own_tokens() -> list[tokenizers.AddedToken]:
+def _own_tokens(action_names: tuple[str, ...]) -> list[tokenizers.AddedToken]:
     marks = [PAD, PlanConfig().open, PlanConfig().close]
     return [
         *(tokenizers.AddedToken(mark, normalized=False) for mark in marks),
         *(
             tokenizers.AddedToken(name, normalized=False, single_word=True)
-            for name in ACTION_NAMES
+            for name in action_names
         ),
     ]
 

@@ -107,7 +107,7 @@ def make_setting(config: RunConfig, run_dir: Path, stop):
     from jaxplan.envs.worlds import make_env
     from jaxplan.io.chat import open_tokenizer
     from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
-    from jaxplan.train.loop import Setting
+    from jaxplan.train.setting import Setting
 
     tokenizer = open_tokenizer(config)
     env = make_env(config.env)
@@ -133,9 +133,6 @@ def _say(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-RELAY_SEED = 2**20  # added to the seed, so that a relay meets worlds of its own
-
-
 class Run:
     """One run: what all stages share, made once, and the stages."""
 
@@ -144,7 +141,7 @@ class Run:
         import jax
 
         from jaxplan.models.attention import check_attention, compiled_kernels
-        from jaxplan.train.loop import check_mesh
+        from jaxplan.train.setting import check_mesh
 
         self.config, self.run, self.compile_seconds = config, run, compile_seconds
         self.tokenizer, self.setting = make_setting(config, run.path, stop)
@@ -263,7 +260,7 @@ class Run:
         """The primed agent."""
         from jaxplan.io.datasets import read_dataset
         from jaxplan.train.data import load_segments
-        from jaxplan.train.loop import train_sft
+        from jaxplan.train.sft_loop import train_sft
 
         config, relay = self.config, self.config.sft.relay
 
@@ -289,8 +286,9 @@ class Run:
     def relay(self) -> Path:
         """Episodes that the student begins and the expert ends, as Parquet."""
         from jaxplan.envs.worlds import make_expert
-        from jaxplan.train.loop import load_player
         from jaxplan.train.relay import RelayTeacher, Student
+        from jaxplan.train.scribe import RELAY_SEED
+        from jaxplan.train.setting import load_player
 
         config, folder = self.config, self.run.path / "relay"
         student = Student(
@@ -328,7 +326,7 @@ class Run:
 
     def ppo(self) -> dict:
         """The agent after reinforcement learning."""
-        from jaxplan.train.loop import train_ppo
+        from jaxplan.train.ppo_loop import train_ppo
 
         return train_ppo(self.setting, self.primed())
 
@@ -344,7 +342,7 @@ class Run:
 
     def primed(self):
         """What PPO starts from: the agent SFT left, here or elsewhere, or none."""
-        from jaxplan.train.loop import load_policy
+        from jaxplan.train.setting import load_policy
 
         if self.unprimed():
             return self.start()
@@ -366,7 +364,7 @@ class Run:
     def evaluate(self) -> dict:
         """Every arm on the panel, each finished arm kept."""
         from jaxplan.eval.stage import evaluate_arms
-        from jaxplan.train.loop import load_player
+        from jaxplan.train.setting import load_player
 
         config, setting = self.config, self.setting
         trained, start = config.stages, self.unprimed() or "sft"

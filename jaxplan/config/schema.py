@@ -118,6 +118,13 @@ class PlanConfig:
     open: str = "<plan>"
     close: str = "</plan>"
     budget: PositiveInt = 32  # plan-text tokens until the grammar closes the plan
+    prices: tuple[
+        NonNegativeFloat, ...
+    ] = ()  # of a plan token, each told to some lanes
+
+    def __post_init__(self) -> None:
+        if len(set(self.prices)) < len(self.prices):
+            raise ValueError(f"prices={list(self.prices)}: name each once")
 
 
 @section
@@ -437,4 +444,15 @@ class RunConfig:
             raise ValueError(
                 f"rollout.num_lanes={lanes} is not divisible by "
                 f"ppo.num_minibatches={parts}"
+            )
+        prices = self.plan.prices
+        if prices and self.ppo.plan_cost:
+            raise ValueError(
+                f"plan.prices={list(prices)} and ppo.plan_cost={self.ppo.plan_cost} "
+                "both price a plan token; leave out one"
+            )
+        if prices and lanes % len(prices):
+            raise ValueError(
+                f"rollout.num_lanes={lanes} is not divisible by the "
+                f"{len(prices)} plan.prices"
             )

@@ -116,20 +116,34 @@ def write_report(
 def print_table(results: Sequence[Result], stream: TextIO | None = None) -> None:
     """Print the results: a drawn table on a terminal, aligned text elsewhere."""
     stream = stream or sys.stdout
-    head = ("arm", "mode", *METRICS, *results[0]["counts"])
-    rows = [_cells(result) for result in results]
-    if stream.isatty():
-        table = Table(*head, title="results: mean [interval] over episodes")
-        for column in table.columns[2:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        Console(file=stream).print(table)
+    if not stream.isatty():
+        stream.write(format_table(results))
         return
+    head, rows = _table(results)
+    table = Table(*head, title="results: mean [interval] over episodes")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    Console(file=stream).print(table)
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """Write the results as aligned text."""
+    head, rows = _table(results)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        stream.write("  ".join(cells).rstrip() + "\n")
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in (head, *rows)
+    ]
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def _table(
+    results: Sequence[Result],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    head = ("arm", "mode", *METRICS, *results[0]["counts"])
+    return head, [_cells(result) for result in results]
 
 
 def _cells(result: Result) -> tuple[str, ...]:

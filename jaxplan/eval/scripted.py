@@ -6,7 +6,6 @@ arm has more to tell than that of an agent.
 
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -176,24 +175,25 @@ def plan_life(
     }
 
 
-def print_play(row: dict[str, Any]) -> None:
-    """Print the tables of a scripted arm, from its row of results."""
-    stream = sys.stdout
-    stream.write(f"\n{row['arm']}: unlocked in … of the episodes, at step (median)\n")
+def format_play(row: dict[str, Any]) -> str:
+    """Write the tables of a scripted arm, from its row of results."""
+    lines = [f"{row['arm']}: unlocked in … of the episodes, at step (median)"]
     for name, rate in row["per_event"].items():
         step = row["median_step"][name]
         when = "-" if step is None else f"{step:.0f}"
-        stream.write(f"  {name:<20} {rate:7.1%} {when:>6}\n")
-    alive = row["alive"]["mean"]
-    stream.write(f"  alive at the end     {alive:7.1%}\n")
+        lines.append(f"  {name:<20} {rate:7.1%} {when:>6}")
+    lines.append(f"  alive at the end     {row['alive']['mean']:7.1%}")
     for horizon, interval in row["achievements_by_step"].items():
         name = f"by step {horizon}"
-        stream.write(f"  {name:<20} {interval['mean']:7.2f}\n")
-    stream.write("\na plan lives for … env steps\n")
-    stream.write(f"  {'goal':<20} {'share':>7} {'plans':>7} {'mean':>6} ")
-    stream.write(f"{'median':>6} {'p90':>6}\n")
+        lines.append(f"  {name:<20} {interval['mean']:7.2f}")
+    lines += ["", "a plan lives for … env steps"]
+    head = (
+        f"  {'goal':<20} {'share':>7} {'plans':>7} {'mean':>6} {'median':>6} {'p90':>6}"
+    )
+    lines.append(head)
     for goal, life in row["plan_life"].items():
-        stream.write(
+        lines.append(
             f"  {goal:<20} {life['share']:7.1%} {life['plans']:>7} {life['mean']:6.1f} "
-            f"{life['median']:6.0f} {life['p90']:6.0f}\n"
+            f"{life['median']:6.0f} {life['p90']:6.0f}"
         )
+    return "\n".join(lines) + "\n"

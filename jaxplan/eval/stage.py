@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,19 @@ import jax
 import numpy as np
 
 from jaxplan.config.schema import RunConfig
-from jaxplan.core.mesh import make_mesh, settle
+from jaxplan.core.mesh import make_mesh
 from jaxplan.core.processes import agree
 from jaxplan.envs.base import Expert
 from jaxplan.envs.worlds import make_env, make_expert, make_references
 from jaxplan.eval.panels import Panel, by_episode, play_panel, result_of
 from jaxplan.eval.replay import make_replay
 from jaxplan.eval.report import print_table, write_report
-from jaxplan.eval.scripted import describe_play, play_scripted_panel, print_play
+from jaxplan.eval.scripted import describe_play, format_play, play_scripted_panel
 from jaxplan.io.progress import Progress
 from jaxplan.io.rundir import RunDirectory, commit, hardware, versions
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import LlamaParams
+from jaxplan.rollout.rounds import Language
 from jaxplan.rollout.scripted import RandomPlayer
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.rollout.spoken import spoken_turns
@@ -52,7 +55,8 @@ def evaluate_arms(
 ) -> dict[str, Any]:
     """Play the panel with the arms of ``evaluate.arms``.
 
-    An arm that has finished is not played again when the stage is.
+    An arm that has finished is not played again when the stage is. A policy that is
+    told the price of a plan token plays once for each price P, as ``arm@P``.
 
     Args:
         config: the run.
@@ -84,17 +88,39 @@ def evaluate_arms(
         )
     results = []
     for arm in chosen:
-        marker = f"evaluate-{arm}"
-        if agree(run.is_done(marker)):
-            pass
-        elif arm in players:
-            run.finish(marker, _play_scripted(arm, players[arm], panel, stop))
+        if arm in players:
+            scripted = partial(_play_scripted, arm, players[arm], panel, stop)
+            plays: dict[str, Callable[[], dict[str, Any]]] = {arm: scripted}
         else:
-            with jax.set_mesh(make_mesh(config.mesh)):
-                played = _play(arm, policies[arm](), panel, config, tokenizer, stop)
-            run.finish(marker, played)
-        results += run.results(marker)["results"]
+            plays = _plays(arm, policies[arm], panel, config, tokenizer, stop)
+        for name, play in plays.items():
+            marker = f"evaluate-{name}"
+            if not agree(run.is_done(marker)):
+                run.finish(marker, play())
+            results += run.results(marker)["results"]
     return {"results": results}
+
+
+def _plays(
+    arm: str,
+    load: Callable[[], LlamaParams],
+    panel: Panel,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What a policy plays, by name: the panel, once for each price it is told."""
+    language = make_language(tokenizer, panel.env, config.plan)
+    told = {
+        f"{arm}@{price:g}": language.saying(number)
+        for number, price in enumerate(config.plan.prices)
+    } or {arm: language}
+
+    def play(name: str) -> dict[str, Any]:
+        with jax.set_mesh(make_mesh(config.mesh)):
+            return _play(name, load(), panel, told[name], tokenizer, stop)
+
+    return {name: partial(play, name) for name in told}
 
 
 def _play_scripted(
@@ -122,11 +148,10 @@ def _play(
     arm: str,
     params: LlamaParams,
     panel: Panel,
-    config: RunConfig,
+    language: Language,
     tokenizer: Tokenizer,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    language = settle(make_language(tokenizer, panel.env, config.plan))
     schedule = panel.schedule()
     total = int(schedule.entries.sum())
     with Progress(f"evaluate {arm}", total) as progress:
@@ -177,7 +202,7 @@ def write_run_report(config: RunConfig, run: RunDirectory) -> Path:
     print_table(results)
     for row in results:
         if "plan_life" in row:
-            print_play(row)
+            sys.stdout.write(f"\n{format_play(row)}")
     return write_report(run.path, summary, _last_replay(run, results))
 
 

@@ -19,6 +19,7 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -49,7 +50,7 @@ from jaxplan.rollout.stream import (
     Tokens,
     append,
     carry_over,
-    prompt_stream,
+    prompt_streams,
     unencoded,
 )
 from jaxplan.text.phrases import PhraseTable, pack
@@ -57,11 +58,35 @@ from jaxplan.text.phrases import PhraseTable, pack
 
 @chex.dataclass(frozen=True)
 class Language:
-    """How worlds and models speak: the arrays that depend on the tokenizer."""
+    """How worlds and models speak: the arrays that depend on the tokenizer.
+
+    Attributes:
+        grammar: of turns.
+        table: the phrases of the world.
+        prompts: what opens a context, in as many wordings as there are prices of a plan
+            token to be told, or in one; filled up at the end.
+        prompt_lengths: tokens of each.
+    """
 
     grammar: Grammar
     table: PhraseTable
-    prompt: Int[Array, " prompt"]
+    prompts: Int[Array, "P prompt"]
+    prompt_lengths: Int[Array, " P"]
+
+    def prompt(self, number: int) -> list[int]:
+        """The ids of one wording (host)."""
+        length = int(self.prompt_lengths[number])
+        return np.asarray(self.prompts[number, :length]).tolist()
+
+    def saying(self, number: int) -> "Language":
+        """The same, where every lane is told wording ``number``."""
+        return dataclasses.replace(
+            self,
+            prompts=jnp.broadcast_to(self.prompts[number], self.prompts.shape),
+            prompt_lengths=jnp.broadcast_to(
+                self.prompt_lengths[number], self.prompt_lengths.shape
+            ),
+        )
 
 
 @chex.dataclass(frozen=True)
@@ -90,10 +115,16 @@ def init_carry(
     key: Array,
     config: RolloutConfig,
 ) -> Carry:
-    """Lanes without a world and streams with nothing but the prompt."""
+    """Lanes without a world and streams with nothing but the prompt.
+
+    Lane b is told wording b modulo their number.
+    """
+    told = jnp.arange(config.num_lanes) % language.prompts.shape[0]
     return Carry(
         lanes=init_lanes(env, schedule, key, config.num_lanes),
-        stream=prompt_stream(language.prompt, config.num_lanes, config.segment_tokens),
+        stream=prompt_streams(
+            language.prompts[told], language.prompt_lengths[told], config.segment_tokens
+        ),
     )
 
 

@@ -134,7 +134,11 @@ def panel_schedule(
 
 
 def training_schedule(
-    worlds: State, key: PRNGKeyArray, mode: int, num_lanes: int, entries: int = ENTRIES
+    worlds: State,
+    key: PRNGKeyArray,
+    mode: Int[Array, ""] | int,
+    num_lanes: int,
+    entries: int = ENTRIES,
 ) -> Schedule:
     """Worlds drawn from a pool for every lane, without end.
 

@@ -22,12 +22,25 @@ def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Langu
     names = env.action_names
     endings, beginnings = _edges(env.phrases)
     check_turns(tokenizer, names, plan, endings, beginnings)
-    check_start(tokenizer, tokenizer.address(env.instructions), beginnings)
+    wordings = [env.instructions + told for told in _price_tags(plan.prices)]
+    for wording in wordings:
+        check_start(tokenizer, tokenizer.address(wording), beginnings)
+    prompts = [tokenizer.encode_prompt(wording) for wording in wordings]
+    lengths = [len(prompt) for prompt in prompts]
+    rows = np.zeros((len(prompts), max(lengths)), np.int32)
+    for row, prompt in zip(rows, prompts, strict=True):
+        row[: len(prompt)] = prompt
     return Language(
         grammar=make_grammar(tokenizer, names, plan),
         table=make_phrase_table(tokenizer, env.phrases),
-        prompt=jnp.asarray(tokenizer.encode_prompt(env.instructions), jnp.int32),
+        prompts=jnp.asarray(rows),
+        prompt_lengths=jnp.array(lengths, jnp.int32),
     )
+
+
+def _price_tags(prices: tuple[float, ...]) -> list[str]:
+    """What the prompt ends with, once for each price; without prices, nothing."""
+    return [f"\n\nA plan token costs {price:g}." for price in prices] or [""]
 
 
 def _edges(phrases: tuple[str, ...]) -> tuple[list[str], list[str]]:
@@ -77,7 +90,7 @@ def check_sizes(
             f"{turn_tokens} (plan.budget={plan.budget}), and a turn that is not "
             "finished starts again: take more rounds or a smaller budget"
         )
-    prompt = language.prompt.shape[0]
+    prompt = language.prompts.shape[1]
     action = turn_tokens - plan.budget
     seen = (config.history - 1) * (observation + action) + plan.budget + action
     needed = prompt + seen + observation + turn_tokens + observation

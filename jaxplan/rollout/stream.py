@@ -72,15 +72,6 @@ def empty_tokens(*shape: int) -> Tokens:
     )
 
 
-def prompt_stream(
-    prompt: Int[Array, " prompt"], num_lanes: int, segment_tokens: int
-) -> Stream:
-    """A stream that holds nothing but the prompt."""
-    length = prompt.shape[0]
-    prompts = jnp.broadcast_to(prompt, (num_lanes, length))
-    return prompt_streams(prompts, jnp.full(num_lanes, length), segment_tokens)
-
-
 def prompt_streams(
     prompts: Int[Array, "B prompt"], lengths: Int[Array, " B"], segment_tokens: int
 ) -> Stream:

@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+Price = Float[Array, ""] | Float[Array, "B 1"] | float  # of a plan-text token
+
 
 def net_rewards(
     rewards: Float[Array, "B H"],
     plan_tokens: Int[Array, "B H"],
     planned: Bool[Array, "B H"],
-    plan_cost: Float[Array, ""] | float,
+    plan_cost: Price,
     call_cost: Float[Array, ""] | float,
 ) -> Float[Array, "B H"]:
     """Task reward less what the turn's plan cost (ppo.md, section 2).
@@ -23,7 +25,7 @@ def net_rewards(
         rewards: task reward of a turn.
         plan_tokens: plan-text tokens of the turn.
         planned: whether it wrote a plan.
-        plan_cost: reward lost per plan-text token.
+        plan_cost: reward lost per plan-text token, one for all lanes or [B, 1].
         call_cost: reward lost per plan.
     """
     tokens = plan_tokens.astype(jnp.float32)

@@ -200,7 +200,8 @@ class ExpertTeacher:
         """Put the intents of some steps into words."""
         number = jnp.int32(self._expert.styles.index(style))
         parts = []
-        for start in range(0, len(step), _SAID_AT_ONCE):
+        # Once at least: where nothing is said, the rows have a shape all the same.
+        for start in range(0, max(len(step), 1), _SAID_AT_ONCE):
             chosen = np.resize(step[start : start + _SAID_AT_ONCE], _SAID_AT_ONCE)
             own = jax.tree.map(lambda array, at=chosen: array[at], intents)
             parts.append(

@@ -66,7 +66,7 @@ def load_segments(
     Args:
         table: of ``read_dataset``.
         tokenizer: the one its ids belong to.
-        language: prompt and grammar.
+        language: prompts and grammar.
         plan: markers around plans.
         rollout: sizes of a segment, as it will be played.
         sft: the share of episodes held out, at least one, and what is learnt of them.
@@ -166,7 +166,7 @@ def _pack(
 ) -> SegmentData:
     packer = Packer(
         language.grammar,
-        np.asarray(language.prompt).tolist(),
+        [language.prompt(number) for number in range(len(language.prompts))],
         rollout.segment_tokens,
         rollout.history,
         observations,

@@ -82,8 +82,8 @@ class LlamaTeacher:
         numbers = range(desk.config.episodes + desk.config.lanes)
         texts = {self._text(number) for number in numbers}
         self._width = max(len(desk.tokenizer.encode_prompt(text)) for text in texts)
-        longest = jnp.zeros(self._width, jnp.int32)
-        language = dataclasses.replace(self._language, prompt=longest)
+        longest = jnp.zeros((1, self._width), jnp.int32)
+        language = dataclasses.replace(self._language, prompts=longest)
         check_sizes(language, self._rollout, plan, self._turn_tokens)
 
     def _text(self, number: int) -> str:

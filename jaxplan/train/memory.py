@@ -26,8 +26,9 @@ from jaxplan.models.llama import forward
 from jaxplan.models.params import llama_specs, split_trained
 from jaxplan.models.visibility import TokenMeta
 from jaxplan.rollout.segment import empty_turns
-from jaxplan.train.loop import Setting, abstract_play, check_division
 from jaxplan.train.optim import make_optimizer
+from jaxplan.train.ppo_loop import abstract_play
+from jaxplan.train.setting import Setting, check_division
 from jaxplan.train.sft import Segments
 from jaxplan.train.state import abstract_learner, with_shardings
 

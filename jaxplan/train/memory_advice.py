@@ -8,8 +8,8 @@ import jax
 from pydantic import ValidationError
 
 from jaxplan.rollout.setup import check_sizes
-from jaxplan.train.loop import Setting
 from jaxplan.train.memory import GIB, STAGES, MemoryPlan, plan_memory
+from jaxplan.train.setting import Setting
 
 _ADAPTERS = 64  # rank of the adapters that are proposed where memory is short
 

@@ -18,9 +18,10 @@ from jaxplan.models.params import join, split_trained
 from jaxplan.plan.grammar import DYNAMIC
 from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import training_schedule
-from jaxplan.train.loop import Setting, abstract_play, make_recipe
 from jaxplan.train.memory import max_targets, stage_optimizers, wants_reference
 from jaxplan.train.ppo import update
+from jaxplan.train.ppo_loop import abstract_play, make_recipe
+from jaxplan.train.setting import Setting
 from jaxplan.train.sft import Segments, sft_update
 from jaxplan.train.state import abstract_learner, with_shardings
 

@@ -97,7 +97,7 @@ class Packer:
     def __init__(
         self,
         grammar: Grammar,
-        prompt: Sequence[int],
+        prompts: Sequence[Sequence[int]],
         segment_tokens: int,
         history: int,
         learn_observations: bool = False,
@@ -106,7 +106,7 @@ class Packer:
 
         Args:
             grammar: the plan grammar, which knows the role of every generated token.
-            prompt: ids that open every segment.
+            prompts: ids that open a segment; segments take them in turn.
             segment_tokens: length of a segment.
             history: turns that stay visible.
             learn_observations: whether what is seen is learnt as well.
@@ -118,13 +118,13 @@ class Packer:
         self._action = np.asarray(grammar.action).tolist()
         self._history = history
         self._size = segment_tokens
-        self._prompt = _Piece()
-        for token in prompt:
-            meta = (0, PROMPT_EPISODE, NO_PLAN, 0)
-            self._prompt.add(token, Role.PROMPT, 0, *meta, token)
+        self._prompts = [_Piece() for _ in prompts]
+        for piece, prompt in zip(self._prompts, prompts, strict=True):
+            for token in prompt:
+                meta = (0, PROMPT_EPISODE, NO_PLAN, 0)
+                piece.add(token, Role.PROMPT, 0, *meta, token)
         self._segments: list[np.ndarray] = []
-        self._current = _Piece()
-        self._current.extend(self._prompt)
+        self._current = self._opened()
         self._turn = self._episode = self._plan = 0
 
     def add(self, turns: Iterable[TurnTokens]) -> None:
@@ -153,9 +153,15 @@ class Packer:
             recent = [*recent, said][max(0, len(recent) + 2 - self._history) :]
             planned = [said] if turn.plan_length else planned
 
+    def _opened(self) -> _Piece:
+        """A segment with nothing but its prompt."""
+        opened = _Piece()
+        opened.extend(self._prompts[len(self._segments) % len(self._prompts)])
+        return opened
+
     def finish(self) -> dict[str, np.ndarray]:
         """All segments, [segments, tokens] for each field of a token."""
-        if len(self._current) > len(self._prompt):
+        if len(self._current) > len(self._opened()):
             self._flush([], 0)
         stacked = np.stack(self._segments)
         return dict(zip(_FIELDS, np.moveaxis(stacked, 1, 0), strict=True))
@@ -201,8 +207,7 @@ class Packer:
             row[: len(column)] = column
             rows.append(row)
         self._segments.append(np.stack(rows))
-        self._current = _Piece()
-        self._current.extend(self._prompt)
+        self._current = self._opened()
         for piece in seen:
             visible = piece.visible_after(self._turn - self._history, plan)
             self._current.extend(visible.carried())

@@ -23,7 +23,7 @@ from jaxplan.models.params import AgentParams, LlamaParams, join
 from jaxplan.plan.grammar import ACT, Grammar
 from jaxplan.rollout.segment import Segment, Turns
 from jaxplan.rollout.stream import Tokens, stream_metadata
-from jaxplan.train.advantages import net_rewards, normalise
+from jaxplan.train.advantages import Price, net_rewards, normalise
 from jaxplan.train.decisions import (
     Decisions,
     RoleMasks,
@@ -167,7 +167,7 @@ def _plan_ends(
 
 
 def _credit(
-    play: Play, plan_cost: Float[Array, ""] | float, config: PpoConfig
+    play: Play, plan_cost: Price, config: PpoConfig
 ) -> tuple[Float[Array, "B M"], Float[Array, "B N"], Bool[Array, "B N"]]:
     """Normalised advantages of decisions; unnormalised ones of anchors; who has one."""
     credit = ESTIMATORS[config.estimator](play, jnp.asarray(plan_cost), config)
@@ -231,7 +231,7 @@ def prepare(
     reference: LlamaParams,
     segment: Segment,
     grammar: Grammar,
-    plan_cost: Float[Array, ""] | float,
+    plan_cost: Price,
     recipe: Recipe,
 ) -> tuple[Batch, dict[str, Float[Array, ""]]]:
     """Values, advantages and reference scores of a fresh segment."""
@@ -402,7 +402,7 @@ def update(
     reference: LlamaParams,
     segment: Segment,
     grammar: Grammar,
-    plan_cost: Float[Array, ""],
+    plan_cost: Price,
     policy_weight: Float[Array, ""],
     trunk_weight: Float[Array, ""],
     value_scale: Float[Array, ""],
@@ -417,7 +417,7 @@ def update(
         reference: the policy SFT left, for the KL term.
         segment: what the current parameters have just played.
         grammar: the plan grammar.
-        plan_cost: reward lost per plan-text token.
+        plan_cost: reward lost per plan-text token, one for all lanes or [B, 1].
         policy_weight: see ``ppo_loss``.
         trunk_weight: see ``ppo_loss``.
         value_scale: the last ``ppo/value_scale``, 0 before the first; of no effect

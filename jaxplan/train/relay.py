@@ -24,11 +24,7 @@ from jaxplan.rollout.rounds import Language, init_carry
 from jaxplan.rollout.schedule import make_worlds, one_episode_schedule
 from jaxplan.rollout.scripted import Script
 from jaxplan.train.collect import ExpertTeacher
-from jaxplan.train.scribe import Desk
-
-_TAKES_OVER = (
-    4,
-)  # when the expert does: beside the chances of ``jaxplan.train.scribe``
+from jaxplan.train.scribe import TAKES_OVER, Desk
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +75,7 @@ class RelayTeacher(ExpertTeacher):
             played = played[:most]
             actions[lane, : len(played)] = played
             # Before the last turn, which may have been deadly.
-            chance = self.scribe.desk.chance(first + lane, _TAKES_OVER)
+            chance = self.scribe.desk.chance(first + lane, TAKES_OVER)
             turns[lane] = chance.integers(max(len(played), 1))
         return Script(actions=jnp.asarray(actions), turns=jnp.asarray(turns))
 

@@ -20,7 +20,9 @@ from jaxplan.text.phrases import Ragged, make_phrase_table, ragged, spell
 from jaxplan.text.tokenizer import Tokenizer
 
 # What is drawn for a trajectory, each from a chance of its own.
-WORLD, EVERY, STYLE, DROWSY = (), (1,), (2,), (3,)
+WORLD, EVERY, STYLE, DROWSY, TAKES_OVER = (), (1,), (2,), (3,), (4,)
+
+RELAY_SEED = 2**20  # added to the seed, so that a relay meets worlds of its own
 
 
 @dataclasses.dataclass(frozen=True)

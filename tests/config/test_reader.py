@@ -169,6 +169,25 @@ def test_a_rule_between_fields_names_the_section_and_both_values(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("plan: {prices: [0, 0]}", "prices=[0.0, 0.0]: name each once"),
+        (
+            "plan: {prices: [0, 1]}\nppo: {plan_cost: 2}",
+            "plan.prices=[0.0, 1.0] and ppo.plan_cost=2.0 both price a plan token",
+        ),
+        (
+            "plan: {prices: [0, 1, 2]}\nrollout: {num_lanes: 8}",
+            "rollout.num_lanes=8 is not divisible by the 3 plan.prices",
+        ),
+    ],
+)
+def test_prices_that_cannot_be_told_are_refused(tmp_path, text, words):
+    (error,) = errors_of(write(tmp_path, text))
+    assert words in error
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("seed: 012", "012: a number does not start with 0; quote it if it is a text"),

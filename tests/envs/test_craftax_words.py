@@ -237,7 +237,7 @@ def test_a_stream_of_turns_has_the_ids_of_its_whole_text(level, kind, states, tm
     plan = PlanConfig(open="<plan>", close=" </plan>\n")
     language = make_language(tokenizer, world, plan)
     grammar, table = jax.device_get((language.grammar, language.table))
-    text, ids = world.instructions, np.asarray(language.prompt).tolist()
+    text, ids = world.instructions, language.prompt(0)
     spoken = jax.device_get(jax.jit(jax.vmap(world.describe))(states))
     for number, (phrases, mask) in enumerate(zip(spoken.ids, spoken.mask, strict=True)):
         for phrase in phrases[mask]:

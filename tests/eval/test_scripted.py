@@ -7,9 +7,9 @@ from jaxplan.eval.panels import Episodes
 from jaxplan.eval.scripted import (
     ScriptedPlay,
     describe_play,
+    format_play,
     goal_lives,
     plan_life,
-    print_play,
 )
 
 
@@ -44,7 +44,7 @@ def test_the_lives_of_plans_are_told_by_goal():
     }
 
 
-def test_a_scripted_arm_tells_when_and_how_long(capsys):
+def test_a_scripted_arm_tells_when_and_how_long():
     nothing = np.zeros(3)
     play = ScriptedPlay(
         episodes=Episodes(*[nothing] * 4, {}, *[nothing] * 5),
@@ -58,8 +58,7 @@ def test_a_scripted_arm_tells_when_and_how_long(capsys):
     assert told["plan_life"]["rest"]["mean"] == 200
 
     row = {"arm": "expert", "per_event": {"dune": 1.0, "nap": 0.0}}
-    print_play({**row, "alive": {"mean": 0.5}, **told})
-    lines = capsys.readouterr().out.splitlines()
+    lines = format_play({**row, "alive": {"mean": 0.5}, **told}).splitlines()
     assert "  dune                  100.0%     20" in lines
     assert "  nap                     0.0%      -" in lines
     assert any(line.split()[:3] == ["rest", "100.0%", "3"] for line in lines)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxplan.plan.parse import render_turn
+from jaxplan.rollout.rounds import init_carry
 from jaxplan.rollout.schedule import make_worlds, training_schedule
-from jaxplan.rollout.setup import check_sizes, longest_turn
+from jaxplan.rollout.setup import check_sizes, longest_turn, make_language
 from tests.rollout.conftest import PLAN, ROLLOUT
 
 # Prompt 6, tags 5 + 4, "Dig Well" 6, budget 4; an observation has room for 8.
@@ -63,6 +64,32 @@ def test_what_does_not_fit_is_refused_with_the_numbers(setting, sizes, words):
         check(setting, **sizes)
     for word in words:
         assert word in str(error.value)
+
+
+def test_lanes_are_told_the_prices_in_turn(setting):
+    prices = (0.0, 0.25, 10.0)
+    plan = dataclasses.replace(PLAN, prices=prices)
+    language = make_language(setting.tokenizer, setting.env, plan)
+    texts = [
+        f"{setting.env.instructions}\n\nA plan token costs {price}."
+        for price in ("0", "0.25", "10")
+    ]
+    prompts = [setting.tokenizer.encode_prompt(text) for text in texts]
+    assert [language.prompt(number) for number in range(3)] == prompts
+    assert len({len(prompt) for prompt in prompts}) > 1, "of several lengths"
+
+    worlds = make_worlds(setting.env, jnp.arange(2, dtype=jnp.int32))
+    key = jax.random.key(0)
+    schedule = training_schedule(worlds, key, 0, ROLLOUT.num_lanes)
+
+    def told(language):
+        config = dataclasses.replace(ROLLOUT, segment_tokens=128)
+        stream = init_carry(setting.env, language, schedule, key, config).stream
+        rows = zip(stream.tokens.token, stream.cursor.tolist(), strict=True)
+        return [row[:length].tolist() for row, length in rows]
+
+    assert told(language) == [prompts[lane % 3] for lane in range(ROLLOUT.num_lanes)]
+    assert told(language.saying(1)) == [prompts[1]] * ROLLOUT.num_lanes
 
 
 @pytest.mark.slow

@@ -13,11 +13,17 @@ from jaxplan.rollout.stream import (
     append,
     carry_over,
     empty_tokens,
-    prompt_stream,
+    prompt_streams,
     unencoded,
 )
 
 LANES, CAPACITY, CHUNK = 4, 20, 5
+
+
+def prompt_stream(prompt, num_lanes, capacity):
+    """All lanes with one prompt."""
+    prompts = jnp.broadcast_to(prompt, (num_lanes, len(prompt)))
+    return prompt_streams(prompts, jnp.full(num_lanes, len(prompt)), capacity)
 
 
 def test_tokens_are_appended_at_every_lane_s_own_place():

@@ -66,7 +66,7 @@ def final_params(run: Path, stage: str) -> dict[str, np.ndarray]:
     from jaxplan.io.stopping import StopRequest
     from jaxplan.rollout.setup import longest_turn, make_language
     from jaxplan.text.tokenizer import load_tokenizer
-    from jaxplan.train.loop import Setting, load_policy
+    from jaxplan.train.setting import Setting, load_policy
 
     config = load_config(run / "config.yaml")
     tokenizer, env = load_tokenizer(config.text.tokenizer), make_env(config.env)
@@ -255,3 +255,23 @@ def test_a_dry_run_tells_memory_for_devices_that_are_not_there(tmp_path):
     assert "its program, compiled" in wanting.stdout
     assert "too big by" in wanting.stdout
     assert not list(tmp_path.glob("tiny/*"))
+
+
+@pytest.mark.slow
+def test_one_agent_is_trained_and_measured_at_every_price_it_is_told(tmp_path):
+    done = train(
+        tmp_path,
+        "plan.prices=[0,0.5]",
+        "rollout.segment_tokens=400",
+        "evaluate.modes=[dynamic]",
+        "evaluate.arms=[sft,sft+rl]",
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "tiny/report/summary.json").read_text())
+    arms = [row["arm"] for row in summary["results"]]
+    assert arms == ["sft@0", "sft@0.5", "sft+rl@0", "sft+rl@0.5"]
+    for row in read_metrics(tmp_path / "tiny"):
+        if row["stage"] == "ppo":
+            rates = row["rollout/plan_rate_at_0"], row["rollout/plan_rate_at_0.5"]
+            assert min(rates) <= row["rollout/plan_rate"] <= max(rates)
+            assert row["ppo/ratio_error"] < 1e-5

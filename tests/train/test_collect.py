@@ -248,6 +248,16 @@ def test_the_first_plan_may_come_in_any_of_the_first_turns(tmp_path, desk):
     assert len(set(first.values())) > 1
 
 
+def test_a_trajectory_may_end_before_its_first_plan(tmp_path, desk):
+    run(tmp_path, desk, random_phase=True, plan_every=(20, 20), episodes=8)
+    rows = read_dataset(tmp_path, desk.tokenizer).to_pylist()
+    silent = {row["episode"] for row in rows} - {
+        row["episode"] for row in rows if row["plan"]
+    }
+    assert silent, "some of eight trajectories of 9 steps say nothing at all"
+    assert all(row["plan_tokens"] == [] for row in rows if row["episode"] in silent)
+
+
 def test_styles_are_drawn_by_trajectory_and_wordings_by_plan(tmp_path, desk):
     card, _ = run(tmp_path, desk, episodes=8, styles=("plain", "wordy"))
     rows = read_dataset(tmp_path, desk.tokenizer).to_pylist()

@@ -82,7 +82,7 @@ def test_a_turn_is_written_with_its_markers(setting, turns):
     encode = setting.tokenizer.encode
     plan = [*encode(setting.plan.open), *encode(" stone"), *encode(setting.plan.close)]
     tokens = train.fields["token"][0].tolist()
-    start = len(setting.language.prompt)
+    start = len(setting.language.prompt(0))
     word = tokens[start]
     noop = encode("Noop")
     episode = [word, *plan, *noop, word, *noop]

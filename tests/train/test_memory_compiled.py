@@ -11,9 +11,9 @@ from jaxplan.envs.worlds import make_env
 from jaxplan.io.stopping import StopRequest
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import load_tokenizer
-from jaxplan.train.loop import Setting
 from jaxplan.train.memory import STAGES, plan_memory
 from jaxplan.train.memory_compiled import compiled_bytes
+from jaxplan.train.setting import Setting
 from tests.train.test_memory import CONFIGS
 
 LARGE_VOCAB = 128_256

@@ -39,10 +39,23 @@ def words(setting):
 
 
 def pack_all(setting, episodes, size=SIZE, history=HISTORY):
-    packer = Packer(setting.language.grammar, PROMPT, size, history)
+    packer = Packer(setting.language.grammar, [PROMPT], size, history)
     for turns in episodes:
         packer.add(turns)
     return packer.finish()
+
+
+def test_segments_take_their_prompts_in_turn(setting, words):
+    prompts = [[900], [901, 902]]
+    packer = Packer(setting.language.grammar, prompts, SIZE, HISTORY)
+    packer.add([words([1, 2, 3, 4], [], "Noop")] * 40)
+    fields = packer.finish()
+    opened = [
+        tokens[role == Role.PROMPT].tolist()
+        for tokens, role in zip(fields["token"], fields["role"], strict=True)
+    ]
+    assert len(opened) > 3
+    assert opened == [prompts[number % 2] for number in range(len(opened))]
 
 
 TURNS = st.tuples(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,7 @@ def learn(setting, segment):
             setting.params.llama,
             segment,
             setting.language.grammar,
-            jnp.float32(plan_cost),
+            jnp.asarray(plan_cost, jnp.float32),
             jnp.float32(policy),
             jnp.float32(trunk),
             jnp.float32(0),
@@ -317,6 +318,19 @@ def test_plan_tokens_are_paid_for(learn, segment):
     _, priced = learn(plan_cost=0.1)
     difference = free["ppo/net_reward_per_turn"] - priced["ppo/net_reward_per_turn"]
     np.testing.assert_allclose(difference, 0.1 * spent, rtol=1e-4)
+
+
+def test_every_lane_may_have_its_own_price(learn, segment):
+    end = jax.device_get(segment.turns.end)
+    prices = np.array([0.0, 0.1, 0.0, 0.4])[:, None]
+    spent = (prices * end.plan_tokens)[end.complete].mean()
+    assert spent > 0
+    one, free = learn(plan_cost=0.1), learn(plan_cost=0.0)[1]
+    same_in_all = learn(plan_cost=np.full((4, 1), 0.1))
+    told = learn(plan_cost=prices)[1]
+    difference = free["ppo/net_reward_per_turn"] - told["ppo/net_reward_per_turn"]
+    np.testing.assert_allclose(difference, spent, rtol=1e-4)
+    chex.assert_trees_all_close(same_in_all[0].params, one[0].params, atol=1e-6)
 
 
 CRITIC = ModelConfig(width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_width=8)

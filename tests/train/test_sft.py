@@ -54,7 +54,7 @@ def episodes(setting):
 
 def segments_of(setting, episodes, prompt=(), observations=False):
     grammar = setting.language.grammar
-    packer = Packer(grammar, list(prompt), SIZE, HISTORY, observations)
+    packer = Packer(grammar, [prompt], SIZE, HISTORY, observations)
     for turns in episodes:
         packer.add(turns)
     fields = packer.finish()

@@ -26,8 +26,10 @@ from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import Tokenizer, load_tokenizer
 from jaxplan.train.collect import ExpertTeacher, collect
 from jaxplan.train.data import load_segments
-from jaxplan.train.loop import Setting, check_mesh, load_policy, train_ppo, train_sft
+from jaxplan.train.ppo_loop import train_ppo
 from jaxplan.train.scribe import Desk
+from jaxplan.train.setting import Setting, check_mesh, load_policy
+from jaxplan.train.sft_loop import train_sft
 from tests.fakes import Shore
 from tests.train.test_collect import Guide
 

@@ -37,9 +37,10 @@ from jaxplan.io.stopping import StopRequest
 from jaxplan.models.params import AgentParams, init_params, split_trained
 from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import training_schedule
-from jaxplan.train.loop import Setting, begin_state, check_mesh, iteration, play
 from jaxplan.train.optim import make_optimizer
 from jaxplan.train.ppo import update
+from jaxplan.train.ppo_loop import begin_state, iteration, play
+from jaxplan.train.setting import Setting, check_mesh
 from jaxplan.train.sft import Segments, sft_loss
 from jaxplan.train.state import begin_learner, draw_params, reinforcible
 

@@ -14,7 +14,7 @@ from jaxplan.core.mesh import to_host
 from jaxplan.io.checkpoints import latest_step
 from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import EXIT_CODE
-from jaxplan.train.loop import load_policy
+from jaxplan.train.setting import load_policy
 from tests.processes import finish, start_two
 from tests.train.worker import make_setting, run_stages
 

@@ -20,14 +20,10 @@ from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import lora_of, replace_lora
 from jaxplan.train.data import SegmentData
-from jaxplan.train.loop import (
-    Setting,
-    load_player,
-    load_policy,
-    train_ppo,
-    train_sft,
-)
 from jaxplan.train.packing import Packer, TurnTokens
+from jaxplan.train.ppo_loop import rollout_metrics, train_ppo
+from jaxplan.train.setting import Setting, load_player, load_policy
+from jaxplan.train.sft_loop import train_sft
 from jaxplan.train.state import start_params
 
 
@@ -83,7 +79,7 @@ def data(setting) -> SegmentData:
     spoken = [*encode(plan.open), *encode(" stone light"), *encode(plan.close)]
     packer = Packer(
         setting.language.grammar,
-        np.asarray(setting.language.prompt).tolist(),
+        [setting.language.prompt(0)],
         setting.rollout.segment_tokens,
         setting.rollout.history,
     )
@@ -202,6 +198,17 @@ def test_the_metrics_of_a_play_add_up(reinforced):
         per_turn = row["rollout/plan_rate"] * row["rollout/plan_tokens_per_plan"]
         np.testing.assert_allclose(
             per_turn, row["rollout/plan_tokens_per_turn"], rtol=1e-4
+        )
+
+
+def test_play_is_told_apart_by_the_price_lanes_are_told(segment):
+    end = jax.device_get(segment.turns.end)
+    told = jax.device_get(rollout_metrics(segment, (0.5, 2.0)))
+    for first, name in enumerate(("0.5", "2")):
+        planned, complete = end.planned[first::2], end.complete[first::2]
+        rate = planned[complete].mean()
+        np.testing.assert_allclose(
+            told[f"rollout/plan_rate_at_{name}"], rate, rtol=1e-6
         )
 
 
