@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from jaxplan.config.schema import (
+    CollectConfig,
     EnvConfig,
     LoraConfig,
     MeshConfig,
@@ -425,11 +426,15 @@ def test_adapters_and_a_critic_learn_the_same_on_every_mesh_and_are_split(grown)
     assert held < whole / 4 * 1.02
 
 
+LLAMA_TEACHES = CollectConfig(teacher="llama", lanes=12)
+
+
 @pytest.mark.parametrize(
     ("mesh", "sections", "told"),
     [
         ((3, 1, 1), {}, r"num_lanes=16 is not divisible by .*data=3 x .*fsdp=1 x .*=2"),
         ((4, 1, 1), {"sft": SftConfig(batch_segments=6)}, r"batch_segments=6 .*data=4"),
+        ((8, 1, 1), {"collect": LLAMA_TEACHES}, r"lanes=12 .*data=8.* a Llama plays"),
         ((1, 1, 4), {}, r"mesh.model=4 does not divide kv_heads=2 of llama.layers.key"),
         ((1, 3, 1), {}, r"mesh.fsdp=3 does not divide width=16 of llama.embed"),
     ],
