@@ -15,7 +15,7 @@ from jaxplan.rollout.schedule import make_worlds, training_schedule
 from jaxplan.rollout.segment import Segment
 from jaxplan.rollout.setup import longest_turn, make_language
 from jaxplan.text.tokenizer import Tokenizer, load_tokenizer
-from jaxplan.train import loop
+from jaxplan.train.setting import Setting as RunSetting
 from tests.fakes import Shore
 
 PLAN = PlanConfig(open="{plan}", close="<end>", budget=4)
@@ -96,10 +96,10 @@ def segment(setting) -> Segment:
 def on_shore(setting):
     """A run on the tiny world, whose language is cheap for any vocabulary."""
 
-    def make(config: RunConfig) -> loop.Setting:
+    def make(config: RunConfig) -> RunSetting:
         tokenizer = setting.tokenizer.fill_up(config.model.vocab_size)
         config = dataclasses.replace(config, plan=setting.plan)
-        return loop.Setting(
+        return RunSetting(
             config=config,
             run_dir=Path(),
             env=setting.env,

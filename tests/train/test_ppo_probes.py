@@ -100,7 +100,7 @@ def test_the_policy_is_the_best_one(basic, name):
 COSTS = (0.0, 0.72, 1.44, 2.16, 2.88)
 AGENTS = len(COSTS) * SEEDS
 EVERY_2 = 2  # a plan in the first turn of an episode, none in the second
-PRIMING, RAMP, PRICED = 20, 70, 20  # iterations
+PRIMING, RAMP, PRICED = 20, 70, 40  # iterations
 
 
 @pytest.fixture(scope="module")
