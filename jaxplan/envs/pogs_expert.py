@@ -6,12 +6,13 @@ knows. What it says is read off its memory at that very step::
 
      visited 16 3 5 3 , open 16 3 , nearest open , go 7 9
      visited 16 3 5 3 7 3 , open 16 , dead end , go 16
-     target seen , go 2 11
+     visited 16 3 5 3 7 3 16 , open , target seen , go 2 11
 
 ``visited`` is the walk so far, so that the way back can be read from it; ``open`` are
 the visited nodes beyond which something is unexplored, the newest first; then why, and
-which way. A way is said as far as a reader who has no more than the plan and the view
-could know it.
+which way. What is remembered is said even where the target is seen: a student that says
+so by mistake would otherwise have forgotten everything. A way is said as far as a
+reader who has no more than the plan and the view could know it.
 """
 
 import dataclasses
@@ -236,7 +237,7 @@ def say_plan(
     )
     words = jnp.concatenate(
         [
-            jnp.where(found, NOWHERE, remembered),
+            remembered,
             jnp.where(found, say("target seen"), unfound),
             say(", go"),
             _tellable(way, in_sight | (memory.first_seen >= 0)),

@@ -91,14 +91,13 @@ class Explorer:
                 break
             told.append(node)
         go = ["go", *told]
-        if self.goal == game.target:
-            return " ".join(map(str, ["target seen ,", *go]))
         owners = set()
         for node in set(self.known) - self.explored:
             ways = nx.single_source_shortest_path_length(self.known, node)
             owners.add(min(visited, key=ways.__getitem__))
         newest = sorted(owners, key=visited.index, reverse=True)[:6]
         why = "nearest open" if self.goal in seen else "dead end"
+        why = "target seen" if self.goal == game.target else why
         words = ["visited", *self.walk[-24:], ", open", *newest, ",", why, ",", *go]
         return " ".join(map(str, words))
 
