@@ -9,12 +9,15 @@ is for scripts/sweep.py. The table and ``result.json`` are in ``run_root/<name>`
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 
 from jaxplan.config.reader import ConfigError, load_config
 from jaxplan.config.schema import RunConfig
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as in scripts/train.py
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 COST = "ppo.plan_cost"
