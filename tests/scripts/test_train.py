@@ -246,7 +246,7 @@ def test_a_mistake_is_explained_before_anything_runs(tmp_path, override, sentenc
 
 @pytest.mark.slow
 def test_a_dry_run_tells_memory_for_devices_that_are_not_there(tmp_path):
-    sizes = ["rollout.num_lanes=128", "sft.batch_segments=64"]
+    sizes = ["rollout.num_lanes=128", "sft.batch_segments=64", "collect.lanes=64"]
     done = train(tmp_path, "mesh.data=8", "mesh.fsdp=8", *sizes, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "mesh: data=8 x fsdp=8 x model=1, 64 devices" in done.stdout
