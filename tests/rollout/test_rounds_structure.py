@@ -15,6 +15,7 @@ from tests.rollout.conftest import GAMMA, MODEL, PLAN, ROLLOUT
 
 
 def test_one_trace_serves_all_segments(setting, play):
+    setting.run(play.carries[0], play.schedule)  # caches may have been cleared
     traces = run_segment._cache_size()
     for carry in (play.carries[0], play.carries[1], play.carries[-1]):
         setting.run(carry, play.schedule)
