@@ -5,7 +5,7 @@
 For tiny agents that begin by chance and are judged by how they learn: all seeds of a
 point, and all its plan costs, are one population (jaxplan/train/population.py), no
 point has a run directory, and no panel is played. What is larger, or begins with SFT,
-is for scripts/sweep.py. The table and ``result.json`` are in ``run_root/<name>``.
+is for scripts/sweep.py. Prints the table; ``result.json`` is in ``run_root/<name>``.
 """
 
 import argparse

@@ -66,7 +66,7 @@ def _over_seeds(
 def write_comparison(
     rows: Sequence[dict[str, Any]], about: Mapping[str, Any], folder: Path
 ) -> str:
-    """Write ``result.json`` and ``table.md``.
+    """Write ``result.json``.
 
     Args:
         rows: of ``summarise_seeds``.
@@ -77,14 +77,13 @@ def write_comparison(
         The table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = _table(rows)
     result = {**about, "rows": list(rows)}
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / "table.md").write_text(table)
-    return table
+    return format_comparison(rows)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def format_comparison(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write the rows of ``summarise_seeds`` as a Markdown table."""
     keys = list(rows[0]["values"])
     head = [
         *keys,

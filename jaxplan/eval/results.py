@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from jaxplan.eval.comparison import format_comparison
 from jaxplan.eval.report import format_table
 from jaxplan.eval.scripted import format_play
 from jaxplan.io.metrics import Row, read_metrics
@@ -153,7 +154,17 @@ def table_of_measures(result: Mapping[str, Any]) -> str:
     return f"\n| one run | measured |\n|---|---|\n{body}\n"
 
 
-TABLES = {"rows": table_of_rows, "play": table_of_play, "measures": table_of_measures}
+def table_of_points(result: Mapping[str, Any]) -> str:
+    """The points of a comparison (scripts/compare.py), a Markdown table."""
+    return f"\n{format_comparison(result['rows'])}\n"
+
+
+TABLES = {
+    "rows": table_of_rows,
+    "play": table_of_play,
+    "measures": table_of_measures,
+    "points": table_of_points,
+}
 
 
 def fill_tables(text: str, root: Path) -> str:

@@ -105,7 +105,7 @@ def test_tables_are_filled_and_the_rest_of_the_text_stays(run, tmp_path):
 
 def test_an_unknown_table_is_refused(run, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(keep_result(run(), CONFIG)))
-    with pytest.raises(ValueError, match="rows, play, measures"):
+    with pytest.raises(ValueError, match="rows, play, measures, points"):
         fill_tables("<!-- rose of r.json -->\n<!-- end -->", tmp_path)
 
 
