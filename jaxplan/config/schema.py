@@ -118,9 +118,7 @@ class PlanConfig:
     open: str = "<plan>"
     close: str = "</plan>"
     budget: PositiveInt = 32  # plan-text tokens until the grammar closes the plan
-    prices: tuple[
-        NonNegativeFloat, ...
-    ] = ()  # of a plan token, each told to some lanes
+    prices: tuple[NonNegativeFloat, ...] = ()  # of a plan token, told to lanes in turn
 
     def __post_init__(self) -> None:
         if len(set(self.prices)) < len(self.prices):

@@ -15,30 +15,19 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxplan.core.mesh import settle
-from jaxplan.models.params import AgentParams, join, split_trained
-from jaxplan.train.optim import make_optimizer
+from jaxplan.models.params import AgentParams, join
+from jaxplan.train.optim import make_ppo_optimizer
 from jaxplan.train.ppo import Recipe, prepare
 from jaxplan.train.ppo_loop import (
-    begin_state,
+    first_state,
     iteration,
     lane_prices,
     make_recipe,
     play,
 )
 from jaxplan.train.setting import Setting
-from jaxplan.train.state import begin_learner, reinforcible
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
-
-
-def _begin(setting: Setting, primed: AgentParams) -> tuple[dict, AgentParams, Any]:
-    """A state before the first iteration, what stays frozen, and the optimizer."""
-    ppo, mesh, specs = setting.config.ppo, setting.mesh, setting.specs_of("ppo")
-    optimizer = make_optimizer(ppo.optimizer, ppo.iterations)
-    agent = reinforcible(setting.growth_key, primed, ppo.critic, specs, mesh)
-    learns, frozen = split_trained(agent)
-    learner = begin_learner(learns, split_trained(specs)[0], optimizer, mesh)
-    return begin_state(setting, learner), frozen, optimizer
 
 
 def time_iterations(
@@ -57,8 +46,9 @@ def time_iterations(
         second in an update (all slots of the streams), and the rollout's plan rate and
         share of token slots that were used; the process' peak memory.
     """
-    state, frozen, optimizer = _begin(setting, primed)
-    rollout, rows = setting.config.rollout, []
+    optimizer = make_ppo_optimizer(setting.config.ppo)
+    begin, frozen = first_state(setting, primed, optimizer)
+    state, rollout, rows = begin(), setting.config.rollout, []
     with jax.set_mesh(setting.mesh):
         own = dataclasses.replace(setting, language=settle(setting.language))
         began = time.monotonic()
@@ -103,7 +93,9 @@ def log_prob_errors(
     model = dataclasses.replace(setting.config.model, compute_dtype=compute_dtype)
     config = dataclasses.replace(setting.config, model=model)
     own = dataclasses.replace(setting, config=config)
-    state, frozen, optimizer = _begin(own, primed)
+    optimizer = make_ppo_optimizer(config.ppo)
+    begin, frozen = first_state(own, primed, optimizer)
+    state = begin()
     with jax.set_mesh(own.mesh):
         own = dataclasses.replace(own, language=settle(own.language))
         agent = join(state["learner"].params, frozen)

@@ -26,7 +26,7 @@ from jaxplan.models.llama import forward
 from jaxplan.models.params import llama_specs, split_trained
 from jaxplan.models.visibility import TokenMeta
 from jaxplan.rollout.segment import empty_turns
-from jaxplan.train.optim import make_optimizer
+from jaxplan.train.optim import make_optimizer, make_ppo_optimizer
 from jaxplan.train.ppo_loop import abstract_play
 from jaxplan.train.setting import Setting, check_division
 from jaxplan.train.sft import Segments
@@ -137,15 +137,9 @@ def plan_memory(setting: Setting) -> MemoryPlan:
 
 def stage_optimizers(config: RunConfig) -> dict[str, Any]:
     """The optimizers of a run by stage, whatever the number of updates."""
-    ppo = config.ppo
     return {
         "sft": make_optimizer(config.sft.optimizer, 1),
-        "ppo": make_optimizer(
-            ppo.optimizer,
-            1,
-            value_ratio=ppo.value_learning_rate_ratio,
-            critic_ratio=ppo.critic_learning_rate_ratio,
-        ),
+        "ppo": make_ppo_optimizer(config.ppo),
     }
 
 

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 from optax.contrib import MuonDimensionNumbers, muon
 
-from jaxplan.config.schema import OptimizerConfig
+from jaxplan.config.schema import OptimizerConfig, PpoConfig
 from jaxplan.models.params import AgentParams
 
 _MOMENTUM = 0.95  # of Muon
@@ -99,6 +99,16 @@ def make_optimizer(
         optax.stateless(clip),
         _muon(config, rate) if config.kind == "muon" else _adamw(config, rate),
         optax.stateless(scale),
+    )
+
+
+def make_ppo_optimizer(config: PpoConfig) -> optax.GradientTransformation:
+    """Build the optimizer of PPO, for all the updates it makes."""
+    return make_optimizer(
+        config.optimizer,
+        config.iterations * config.num_epochs * config.num_minibatches,
+        value_ratio=config.value_learning_rate_ratio,
+        critic_ratio=config.critic_learning_rate_ratio,
     )
 
 

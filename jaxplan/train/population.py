@@ -29,7 +29,7 @@ from jaxplan.plan.grammar import parse_mode
 from jaxplan.rollout.rounds import Carry, Language, init_carry, run_segment
 from jaxplan.rollout.schedule import Schedule, training_schedule
 from jaxplan.rollout.segment import Segment
-from jaxplan.train.optim import Learner, init_learner, make_optimizer
+from jaxplan.train.optim import Learner, init_learner, make_ppo_optimizer
 from jaxplan.train.ppo import Recipe, update
 from jaxplan.train.ppo_loop import make_recipe, rollout_metrics
 
@@ -96,10 +96,7 @@ def make_common(config: RunConfig, env: TextEnv, turn_tokens: int) -> Common:
                 f"{key}={given}: members of a population are drawn from chance, and "
                 "their value head stands on the actor; leave it out, or train alone"
             )
-    updates = ppo.iterations * ppo.num_epochs * ppo.num_minibatches
-    optimizer = make_optimizer(
-        ppo.optimizer, updates, value_ratio=ppo.value_learning_rate_ratio
-    )
+    optimizer = make_ppo_optimizer(ppo)
     return Common(env, config, turn_tokens, make_recipe(config, optimizer))
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import resource
 import time
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -36,7 +37,7 @@ from jaxplan.plan.grammar import DYNAMIC, parse_mode
 from jaxplan.rollout.rounds import Carry, init_carry, run_segment
 from jaxplan.rollout.schedule import make_worlds, settle_schedule, training_schedule
 from jaxplan.rollout.segment import Segment
-from jaxplan.train.optim import Learner, make_optimizer
+from jaxplan.train.optim import Learner, make_ppo_optimizer
 from jaxplan.train.ppo import Recipe, update
 from jaxplan.train.setting import Setting, raise_if_lost
 from jaxplan.train.state import (
@@ -114,22 +115,37 @@ def _replace_worlds(pool: Any, fresh: Any, place: jax.Array) -> Any:
     )
 
 
-def _begin_ppo(
+def first_state(
     setting: Setting, primed: AgentParams, optimizer: optax.GradientTransformation
-) -> tuple[dict[str, Any], int, AgentParams]:
-    """The state, the iterations that led to it, and what the learner stands beside."""
+) -> tuple[Callable[[], dict[str, Any]], AgentParams]:
+    """What makes the state before the first iteration, and what stands beside it.
+
+    Args:
+        setting: the run.
+        primed: the agent PPO begins with; adapters and a critic of its own are added.
+        optimizer: of its learner.
+    """
     mesh, specs = setting.mesh, setting.specs_of("ppo")
     critic = setting.config.ppo.critic
     agent = reinforcible(setting.growth_key, primed, critic, specs, mesh)
     learns, frozen = split_trained(agent)
-    learning, _ = split_trained(specs)
-    keep_frozen(setting.run_dir, frozen)
 
     def begin() -> dict[str, Any]:
+        learning, _ = split_trained(specs)
         learner = begin_learner(learns, learning, optimizer, mesh)
         return begin_state(setting, learner)
 
-    learner = abstract_learner(learning, optimizer, mesh)
+    return begin, frozen
+
+
+def _begin_ppo(
+    setting: Setting, primed: AgentParams, optimizer: optax.GradientTransformation
+) -> tuple[dict[str, Any], int, AgentParams]:
+    """The state, the iterations that led to it, and what the learner stands beside."""
+    begin, frozen = first_state(setting, primed, optimizer)
+    keep_frozen(setting.run_dir, frozen)
+    learning, _ = split_trained(setting.specs_of("ppo"))
+    learner = abstract_learner(learning, optimizer, setting.mesh)
     target = _abstract_state(setting, learner)
     state, first = resume(setting.checkpoints("ppo"), target, begin)
     return state, first, frozen
@@ -150,13 +166,7 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
         Stopped: someone asked the run to stop; it resumes from the last iteration.
     """
     ppo = setting.config.ppo
-    updates = ppo.iterations * ppo.num_epochs * ppo.num_minibatches
-    optimizer = make_optimizer(
-        ppo.optimizer,
-        updates,
-        value_ratio=ppo.value_learning_rate_ratio,
-        critic_ratio=ppo.critic_learning_rate_ratio,
-    )
+    optimizer = make_ppo_optimizer(ppo)
     state, first, frozen = _begin_ppo(setting, primed, optimizer)
     env_steps, watch = 0, Watch(ppo)
     with (

@@ -18,10 +18,7 @@ from jaxplan.config.schema import (
 from jaxplan.core.specs import abstract_tensors
 from jaxplan.models.cache import init_cache
 from jaxplan.models.params import split_trained
-from jaxplan.train.memory import (
-    STAGES,
-    plan_memory,
-)
+from jaxplan.train.memory import STAGES, plan_memory
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
