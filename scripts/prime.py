@@ -4,16 +4,18 @@
 
 Every student and seed is a run of its own, started with scripts/train.py, in
 ``run_root/<name>-<student>-<seed>``; all learn from the dataset of ``<name>-data``. The
-same command again goes on where it was. The table is ``run_root/<name>/table.md``.
+same command again goes on where it was, and ``--jobs 2`` runs two side by side. Prints
+the tables; ``result.json`` is in ``run_root/<name>``.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from jaxplan.config.reader import ConfigError, load_config
+from jaxplan.config.schema import RunConfig
+from jaxplan.io.jobs import Job, jobs_at_once, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
 # What each student is given of the teacher's turns, and how it plays. The last one
@@ -26,6 +28,7 @@ STUDENTS = {
                           "rollout.segment_tokens={segment_tokens}"]),
 }  # fmt: skip
 LONGER = 3  # times the history, for the last student
+FORCED = ("dynamic", "naive")  # whose plan frequency is also set from outside
 CURVE = "never,every-1,every-2,every-4,every-8,every-16,dynamic"
 
 
@@ -37,77 +40,107 @@ def main() -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    root = Path(config.run_root)
     given = [*args.overrides, f"run_root={config.run_root}"]
+    command = [sys.executable, str(TRAIN), "--config", args.config, *given]
+    for batch in plan_jobs(config, args):
+        status = run_jobs(command, batch, args.jobs)
+        if status:
+            return status
+    print(_write(config, args.seeds))
+    return 0
+
+
+def plan_jobs(config: RunConfig, args: argparse.Namespace) -> list[list[Job]]:
+    """The runs, in batches: each needs those before it, and none of its own."""
+    name, root = config.name, Path(config.run_root)
+    data = f"{name}-data"
+    collect: list[Job] = [(data, ["stages=[collect]"])]
+    dataset = f"sft.dataset={root / data / 'dataset'}"
     history = LONGER * config.rollout.history
     seen = (history - config.rollout.history) * (config.rollout.observation_tokens + 3)
     sizes = {
         "history": history,
         "segment_tokens": config.rollout.segment_tokens + seen,
     }
-
-    def run(name: str, *overrides: str) -> Path:
-        command = [sys.executable, str(TRAIN), "--config", args.config, *given]
-        print(f"== {name}", file=sys.stderr, flush=True)
-        subprocess.run([*command, f"name={name}", *overrides], check=True)
-        return root / name
-
-    try:
-        data = run(f"{config.name}-data", "stages=[collect]")
-        learn = (f"sft.dataset={data / 'dataset'}", "stages=[sft,evaluate,report]")
-        runs: dict[str, list[Path]] = {}
-        for seed in range(args.seeds):
-            for student, (mode, overrides) in STUDENTS.items():
-                own = [override.format(**sizes) for override in overrides]
-                name = f"{config.name}-{student}-{seed}"
-                modes = f"evaluate.modes=[{mode}]"
-                path = run(name, *learn, *own, modes, f"seed={seed}")
-                runs.setdefault(student, []).append(path)
-        curves = {}
-        for student in ("dynamic", "naive"):
-            path = run(
-                f"{config.name}-{student}-0-curve",
+    students: list[Job] = [
+        (
+            f"{name}-{student}-{seed}",
+            [
+                dataset,
+                "stages=[sft,evaluate,report]",
+                *(override.format(**sizes) for override in overrides),
+                f"evaluate.modes=[{mode}]",
+                f"seed={seed}",
+            ],
+        )
+        for seed in range(args.seeds)
+        for student, (mode, overrides) in STUDENTS.items()
+    ]
+    curves: list[Job] = [
+        (
+            f"{name}-{student}-0-curve",
+            [
                 "stages=[evaluate,report]",
-                f"evaluate.run={runs[student][0]}",
+                f"evaluate.run={root / f'{name}-{student}-0'}",
                 f"evaluate.modes=[{CURVE}]",
                 f"evaluate.episodes={args.curve_episodes}",
                 f"evaluate.max_steps={args.curve_steps}",
-            )
-            curves[student] = _results(path)
-    except subprocess.CalledProcessError as error:
-        return error.returncode
-    _write_table(config, runs, curves, root / config.name)
-    return 0
+            ],
+        )
+        for student in FORCED
+    ]
+    return [collect, students, curves]
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each student")
+    parser.add_argument("--jobs", type=jobs_at_once, default=1, help="side by side")
     parser.add_argument("--curve-episodes", type=int, default=64)
     parser.add_argument("--curve-steps", type=int, default=600)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args()
 
 
-def _results(run: Path) -> list[dict]:
-    text = (run / "report" / "summary.json").read_text(encoding="utf-8")
-    return json.loads(text)["results"]
+def _write(config: RunConfig, seeds: int) -> str:
+    import jax
 
+    from jaxplan.eval.priming import format_priming, measure, read_student, summarise
+    from jaxplan.io.rundir import commit, hardware, versions
 
-def _write_table(config, runs, curves, folder: Path) -> None:
-    from jaxplan.eval.priming import read_student, summarise, write_table
+    root, name = Path(config.run_root), config.name
 
-    events = list(_results(runs["dynamic"][0])[0]["per_event"])
+    def results(run: Path) -> list[dict]:
+        text = (run / "report" / "summary.json").read_text(encoding="utf-8")
+        return json.loads(text)["results"]
+
+    runs = {
+        student: [root / f"{name}-{student}-{seed}" for seed in range(seeds)]
+        for student in STUDENTS
+    }
+    forced = {student: root / f"{name}-{student}-0-curve" for student in FORCED}
+    events = list(results(runs["dynamic"][0])[0]["per_event"])
     students = [
         read_student(student, paths, STUDENTS[student][0], len(events))
         for student, paths in runs.items()
     ]
-    rows = summarise(students, events, config.evaluate.confidence)
-    text = write_table(rows, curves, folder / "table.md")
-    result = {"students": rows, "curves": curves}
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(text)
+    every = [run for paths in runs.values() for run in paths]
+    device = jax.devices()[0]
+    result = {
+        "question": config.about.question,
+        "run": config.about.run,
+        "commit": commit(),
+        "versions": versions(),
+        "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
+        **measure(root / f"{name}-data", [*every, *forced.values()]),
+        "students": summarise(students, events, config.evaluate.confidence),
+        "curves": {student: results(run) for student, run in forced.items()},
+    }
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    return format_priming(result)
 
 
 if __name__ == "__main__":

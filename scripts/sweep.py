@@ -6,21 +6,20 @@
 
 Every run is one of scripts/train.py, in ``run_root/<name>-...``; the same command again
 goes on where it was. ``--list`` prints one line a job and ``--index`` runs one of them,
-for a job array; what several jobs need is made once, by ``--index shared``. The table
-and the figure are in ``run_root/<name>``.
+for a job array; what several jobs need is made once, by ``--index shared``. ``--jobs``
+runs several side by side. The table and the figure are in ``run_root/<name>``.
 """
 
 import argparse
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 from jaxplan.config.reader import ConfigError, load_config
 from jaxplan.config.schema import RunConfig
+from jaxplan.io.jobs import Job, jobs_at_once, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
-Job = tuple[str, list[str]]  # name of a run, and its overrides
 
 
 def main() -> int:
@@ -28,28 +27,29 @@ def main() -> int:
     args = _parse()
     try:
         config = load_config(args.config, args.overrides)
-        shared, jobs = plan_jobs(config)
-        _check(args.config, args.overrides, jobs)
+        *shared, points = batches = plan_jobs(config)
+        _check(args.config, args.overrides, points)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     if args.list:
-        for number, (name, overrides) in enumerate(jobs):
+        for number, (name, overrides) in enumerate(points):
             print(number, name, shlex.join(overrides))
         return 0
-    chosen = {None: shared + jobs, "shared": shared}.get(args.index)
+    chosen = {None: batches, "shared": shared}.get(args.index)
     if chosen is None:
         number = int(args.index)
-        if not 0 <= number < len(jobs):
-            print(f"--index {number}: there are 0 to {len(jobs) - 1}", file=sys.stderr)
+        if not 0 <= number < len(points):
+            print(
+                f"--index {number}: there are 0 to {len(points) - 1}", file=sys.stderr
+            )
             return 2
-        chosen = [jobs[number]]
-    for name, overrides in chosen:
-        print(f"== {name}", file=sys.stderr, flush=True)
-        command = [sys.executable, str(TRAIN), "--config", args.config, *args.overrides]
-        done = subprocess.run([*command, f"name={name}", *overrides], check=False)
-        if done.returncode:
-            return done.returncode
+        chosen = [[points[number]]]
+    command = [sys.executable, str(TRAIN), "--config", args.config, *args.overrides]
+    for batch in chosen:
+        status = run_jobs(command, batch, args.jobs)
+        if status:
+            return status
     if args.index is None:
         _write(config)
     return 0
@@ -62,12 +62,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--config", required=True)
     parser.add_argument("--list", action="store_true", help="print the jobs")
     parser.add_argument("--index", help="run one job, or 'shared'")
+    parser.add_argument("--jobs", type=jobs_at_once, default=1, help="side by side")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args()
 
 
-def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
-    """The runs all points share, in order, and then one for each point and seed.
+def plan_jobs(config: RunConfig) -> list[list[Job]]:
+    """The runs, in batches: each needs those before it, and none of its own.
+
+    The last one has a run for each point and seed; all others are what these share.
 
     Raises:
         ConfigError: the config varies nothing.
@@ -78,15 +81,15 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError(["sweep.axes: empty; name a key and its values"])
     root, name = Path(config.run_root), config.name
     data = root / f"{name}-data" / "dataset"
-    collected = (f"{name}-data", [_stages("collect")])
-    shared: list[Job] = [] if untaught(config) else [collected]
+    collected = [(f"{name}-data", [_stages("collect")])]
+    primings: list[Job] = []
     jobs: list[Job] = []
     for seed in range(config.sweep.seeds):
         start, own_seed = config.ppo.start, f"seed={seed}"
         if not untaught(config):
             primed = f"{name}-primed-{seed}"
             learn = [f"sft.dataset={data}", _stages("sft"), own_seed]
-            shared.append((primed, learn))
+            primings.append((primed, learn))
             start = str(root / primed)
         for point in points(config.sweep):
             own = [
@@ -98,7 +101,7 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
                 f"evaluate.modes=[{mode_of(config, point)}]",
             ]
             jobs.append((f"{name}-{point.name}-{seed}", own))
-    return shared, jobs
+    return [jobs] if untaught(config) else [collected, primings, jobs]
 
 
 def _stages(names: str) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float
 
 from jaxplan.eval.report import crafter_score
 from jaxplan.eval.stats import bootstrap, paired_difference
+from jaxplan.io.metrics import read_metrics
 
 _RESAMPLES = 2_000  # of the worlds, for the score
 
@@ -71,8 +73,12 @@ def read_student(
     )
 
 
+def _marker(run: Path, stage: str) -> Path:
+    return run / "stages" / f"{stage}.json"
+
+
 def _read(run: Path, stage: str) -> dict[str, Any]:
-    return json.loads((run / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
+    return json.loads(_marker(run, stage).read_text(encoding="utf-8"))
 
 
 def summarise(
@@ -145,21 +151,47 @@ def _held_out(sft: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def write_table(
-    rows: Sequence[Mapping[str, Any]],
-    curves: Mapping[str, Sequence[Mapping[str, Any]]],
-    path: Path,
-) -> str:
-    """Write the experiment's table as Markdown.
+def measure(data: Path, runs: Sequence[Path]) -> dict[str, Any]:
+    """How the experiment went: what was collected, seconds by stage, speed of SFT.
 
     Args:
-        rows: of ``summarise``.
-        curves: by student, the results of the panel over forced plan frequencies.
-        path: of the file.
+        data: directory of the run that collected.
+        runs: of all others.
 
     Returns:
-        The text.
+        ``wall_seconds`` by stage, summed over runs; statistics of the ``dataset``;
+        median ``sft_tokens_per_second`` of a run; mean ``padding_share``.
     """
+    card = json.loads((data / "dataset" / "card.json").read_text(encoding="utf-8"))
+    told = {
+        name: value for name, value in card.items() if isinstance(value, float | int)
+    }
+    sft = [_read(run, "sft") for run in runs if _marker(run, "sft").exists()]
+    seconds = {"collect": _read(data, "collect")["wall_seconds"]}
+    seconds["sft"] = sum(own["wall_seconds"] for own in sft)
+    seconds["evaluate"] = sum(_read(run, "evaluate")["wall_seconds"] for run in runs)
+    speeds = [
+        row["sft/tokens_per_second"]
+        for run in runs
+        for row in read_metrics(run)
+        if "sft/tokens_per_second" in row
+    ]
+    return {
+        "wall_seconds": seconds,
+        "dataset": told,
+        "sft_tokens_per_second": median(speeds),
+        "padding_share": float(np.mean([own["padding_share"] for own in sft])),
+    }
+
+
+def format_priming(result: Mapping[str, Any]) -> str:
+    """Write the tables of the experiment as Markdown.
+
+    Args:
+        result: ``students``, the rows of ``summarise``; and ``curves``, by student the
+            results of the panel over forced plan frequencies.
+    """
+    rows = result["students"]
     head = (
         *("student", "achievements", "by seed", "first minus it", "score", "alive"),
         *("perplexity decide", "plan", "action", "KL to start", "plan tokens a step"),
@@ -186,20 +218,19 @@ def write_table(
         _markdown(head, body),
         _markdown(("achievement", *(row["student"] for row in rows)), events),
     ]
-    for student, results in curves.items():
+    for student, results in result["curves"].items():
         curve = [
             (
-                result["mode"],
-                _interval(result["achievements"]),
-                _interval(result["plan_rate"]),
+                own["mode"],
+                _interval(own["achievements"]),
+                _interval(own["plan_rate"]),
+                _interval(own["steps"]),
             )
-            for result in results
+            for own in results
         ]
-        parts.append(_markdown((f"{student}, forced", "achievements", "plans"), curve))
-    text = "\n".join(parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return text
+        head = (f"{student}, forced", "achievements", "plan rate", "steps")
+        parts.append(_markdown(head, curve))
+    return "\n".join(parts)
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from jaxplan.eval.comparison import format_comparison
+from jaxplan.eval.priming import format_priming
 from jaxplan.eval.report import format_table
 from jaxplan.eval.scripted import format_play
 from jaxplan.io.metrics import Row, read_metrics
@@ -159,11 +160,17 @@ def table_of_points(result: Mapping[str, Any]) -> str:
     return f"\n{format_comparison(result['rows'])}\n"
 
 
+def table_of_students(result: Mapping[str, Any]) -> str:
+    """All tables of the priming experiment (scripts/prime.py), Markdown."""
+    return f"\n{format_priming(result)}\n"
+
+
 TABLES = {
     "rows": table_of_rows,
     "play": table_of_play,
     "measures": table_of_measures,
     "points": table_of_points,
+    "students": table_of_students,
 }
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxplan.eval.priming import read_student, summarise, write_table
+from jaxplan.eval.priming import format_priming, measure, read_student, summarise
 from jaxplan.eval.report import crafter_score
 
 EVENTS = ("wood", "stone", "iron")
@@ -65,17 +65,46 @@ def test_worlds_are_averaged_over_seeds_and_compared_one_by_one(students):
     assert none["perplexity_plan"] is None
 
 
-def test_the_table_has_a_line_for_each_student_achievement_and_mode(students, tmp_path):
+def test_the_table_has_a_line_for_each_student_achievement_and_mode(students):
     rows = summarise(students, EVENTS, 0.9)
     interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
-    curve = [{"mode": "every-2", "achievements": interval, "plan_rate": interval}]
-    path = tmp_path / "out" / "table.md"
-    text = write_table(rows, {"plans": curve}, path)
-    assert path.read_text() == text
+    names = ("achievements", "plan_rate", "steps")
+    curve = [{"mode": "every-2"} | dict.fromkeys(names, interval)]
+    text = format_priming({"students": rows, "curves": {"plans": curve}})
     assert "| plans | 2.00 [1.50, 2.50] | 2.00 2.00 | 0.00 [0.00, 0.00] |" in text
     assert "| stone | 75% | 0% |" in text
-    assert "| every-2 | 0.50 [0.25, 0.75] | 0.50 [0.25, 0.75] |" in text
+    assert f"| every-2 |{' 0.50 [0.25, 0.75] |' * 3}" in text
     assert "| - |" in text  # no plans, no perplexity of plans
+
+
+def test_seconds_are_summed_over_runs_and_speeds_are_medians(tmp_path):
+    def mark(name, stages, speeds=()):
+        folder = tmp_path / name / "stages"
+        folder.mkdir(parents=True)
+        for stage, result in stages.items():
+            (folder / f"{stage}.json").write_text(json.dumps(result))
+        rows = [{"stage": "sft", "sft/tokens_per_second": speed} for speed in speeds]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+        return tmp_path / name
+
+    data = mark("data", {"collect": {"wall_seconds": 5}})
+    (data / "dataset").mkdir()
+    card = {"turns": 100, "plan_share": 0.25, "env": "shore", "styles": {}}
+    (data / "dataset" / "card.json").write_text(json.dumps(card))
+    sft = [{"wall_seconds": 20, "padding_share": share} for share in (0.1, 0.3)]
+    played = {"evaluate": {"wall_seconds": 7}}
+    runs = [
+        mark("a", played | {"sft": sft[0]}, [1.0, 9.0]),
+        mark("b", played | {"sft": sft[1]}, [5.0]),
+        mark("a-curve", played),
+    ]
+    assert measure(data, runs) == {
+        "wall_seconds": {"collect": 5, "sft": 40, "evaluate": 21},
+        "dataset": {"turns": 100, "plan_share": 0.25},
+        "sft_tokens_per_second": 5.0,
+        "padding_share": pytest.approx(0.2),
+    }
 
 
 def test_seeds_that_played_other_worlds_are_refused(tmp_path):

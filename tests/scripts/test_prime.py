@@ -9,7 +9,16 @@ from tests.scripts.test_collect import start
 
 @pytest.mark.slow
 def test_priming_makes_its_table_with_one_command(tmp_path):
-    few = ("--seeds", "1", "--curve-episodes", "4", "--curve-steps", "20")
+    few = (
+        "--jobs",
+        "2",
+        "--seeds",
+        "1",
+        "--curve-episodes",
+        "4",
+        "--curve-steps",
+        "20",
+    )
     sizes = ("collect.episodes=16", "sft.updates=4", "sft.validate_every=4")
     asked = ("evaluate.arms=[sft]", "evaluate.max_steps=20", "sft.measure_kl=true")
     asked += ("sft.relay.episodes=0",)  # one dataset for all students
@@ -24,7 +33,8 @@ def test_priming_makes_its_table_with_one_command(tmp_path):
     assert rows["naive"]["perplexity_plan"] is None
     assert rows["naive"]["plan_tokens_per_step"]["mean"] == 0
     assert [row["mode"] for row in result["curves"]["naive"]][-1] == "dynamic"
-    assert "| dynamic |" in (tmp_path / "tiny" / "table.md").read_text()
+    assert "| dynamic |" in done.stdout
+    assert "tiny-naive-0: sft  4/4" in done.stderr, "side by side"
     again = start("prime.py", tmp_path, *few, *sizes, *asked)
     assert again.returncode == 0
     assert "sft: done before" in again.stderr
