@@ -86,7 +86,7 @@ def plan_jobs(config: RunConfig) -> list[list[Job]]:
     jobs: list[Job] = []
     for seed in range(config.sweep.seeds):
         start, own_seed = config.ppo.start, f"seed={seed}"
-        if not untaught(config):
+        if primes(config):
             primed = f"{name}-primed-{seed}"
             learn = [f"sft.dataset={data}", _stages("sft"), own_seed]
             primings.append((primed, learn))
@@ -101,21 +101,21 @@ def plan_jobs(config: RunConfig) -> list[list[Job]]:
                 f"evaluate.modes=[{mode_of(config, point)}]",
             ]
             jobs.append((f"{name}-{point.name}-{seed}", own))
-    return [jobs] if untaught(config) else [collected, primings, jobs]
+    return [collected, primings, jobs] if primes(config) else [jobs]
 
 
 def _stages(names: str) -> str:
     return f"stages=[{names}]"
 
 
-def untaught(config: RunConfig) -> bool:
-    """Whether PPO starts from chance."""
-    return config.ppo.start == "chance"
+def primes(config: RunConfig) -> bool:
+    """Whether PPO starts from an agent of the sweep's own."""
+    return config.ppo.start == "sft"
 
 
 def arm_of(config: RunConfig) -> str:
     """What the report calls the agent after PPO."""
-    return "chance+rl" if untaught(config) else "sft+rl"
+    return "chance+rl" if config.ppo.start == "chance" else "sft+rl"
 
 
 def mode_of(config: RunConfig, point) -> str:

@@ -32,6 +32,9 @@ FORMAT = 1  # of what is written here; raise it when an older one cannot be read
 PyTree = Any
 _Leaves = dict[str, Any]  # key path -> array, or its shape and dtype
 
+# What replicas share out when they write: every part is sliced off by a program of its
+# own, and compiling one takes longer than writing a MiB.
+_MIN_SLICE_BYTES = 2**20
 _DAMAGE = (ValueError, KeyError, TypeError, NotImplementedError, FileNotFoundError)
 
 
@@ -255,7 +258,10 @@ def _digest(header: dict[str, Any]) -> str:
 def _write(path: Path, leaves: _Leaves, header: dict[str, Any]) -> None:
     import orbax.checkpoint.experimental.v1 as ocp
 
-    ocp.save_checkpointables(str(path), {"state": leaves}, custom_metadata=header)
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _MIN_SLICE_BYTES
+    with context:
+        ocp.save_checkpointables(str(path), {"state": leaves}, custom_metadata=header)
 
 
 def _load_step(path: Path, target: PyTree, part: str) -> tuple[PyTree, dict[str, Any]]:

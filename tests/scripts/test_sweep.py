@@ -40,6 +40,8 @@ def test_the_jobs_are_listed(tmp_path):
         "tiny-sweep-plan_cost=0.5-0",
     ]
     assert f"ppo.start={tmp_path / 'tiny-sweep-primed-0'}" in lines[1]
+    elsewhere = sweep(tmp_path, "--list", "ppo.start=runs/other")
+    assert elsewhere.stdout.count("ppo.start=runs/other") == 2
 
 
 @pytest.mark.parametrize(

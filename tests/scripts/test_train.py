@@ -13,6 +13,7 @@ import pytest
 
 from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import EXIT_CODE
+from tests.processes import QUICK_COMPILATION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = """
@@ -29,6 +30,7 @@ evaluate.episodes=8 evaluate.max_steps=40 evaluate.modes=[dynamic,never]
 """.split()  # noqa: SIM905 (as on the command line)
 ENVIRONMENT = os.environ | {
     "JAX_NUM_CPU_DEVICES": "1",  # as users have it
+    "XLA_FLAGS": QUICK_COMPILATION,
     "PYTHONPATH": str(REPOSITORY),
 }
 STAGES = ("collect", "sft", "ppo", "evaluate", "report")
