@@ -25,6 +25,11 @@ def masked_mean(
     return masked_sum(values, mask, axis) / jnp.maximum(count, 1)
 
 
+def or_nan(number: Float[Array, ""], mask: Bool[Array, "*shape"]) -> Float[Array, ""]:
+    """The number, or NaN where there was nothing to take it of."""
+    return jnp.where(jnp.any(mask), number, jnp.nan)
+
+
 def masked_std(
     values: Float[Array, "*shape"], mask: Bool[Array, "*shape"], axis: Axis = None
 ) -> Float[Array, "..."]:

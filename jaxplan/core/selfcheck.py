@@ -24,6 +24,11 @@ def check_jax() -> None:
         RuntimeError: naming the version, the issue and what to install.
     """
     check_version(jax.__version__)
+    with jax.default_matmul_precision("highest"):  # a GPU's default is a coarser one
+        _check_results()
+
+
+def _check_results() -> None:
     draw = np.random.default_rng(0)
     rows = draw.normal(size=(32_769, 3)).astype(np.float32)
     check_equal(squared_norms(rows), (rows**2).sum(1), "a vmapped product")

@@ -5,6 +5,7 @@ losses are computed over tokens in chunks.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,8 +35,9 @@ def value(
     """Value of the state a hidden state describes, float32 throughout."""
     wide = hidden.astype(jnp.float32)
     bias = jnp.broadcast_to(params.hidden_bias, wide.shape)
-    inner = jax.nn.silu(wide @ params.hidden + bias)
-    return inner @ params.out + params.out_bias
+    product = partial(jnp.matmul, precision="highest")  # a GPU's default is coarser
+    inner = jax.nn.silu(product(wide, params.hidden) + bias)
+    return product(inner, params.out) + params.out_bias
 
 
 def chunk_tokens(params: LlamaParams) -> int:

@@ -99,7 +99,8 @@ class TurnEnd:
         discount: gamma to the power of the env steps; 0 where the episode terminated.
         plan_tokens: plan-text tokens of the turn.
         planned: whether the turn wrote a plan.
-        action: the action played.
+        action: what the turn said; -1 where it said nothing, being the rest of a sleep
+            that began before the segment.
     """
 
     complete: Bool[Array, "*axes"]
@@ -204,9 +205,9 @@ def act(
             what it earned so far is accounted for.
     """
     acting = lane.live & (is_ready(lane, grammar) | (lane.asleep & ~lane.ended))
-    action = jnp.maximum(grammar.action[lane.state], 0)
+    action = grammar.action[lane.state]
     key = world_key(lane.key, lane.stats.env_steps)
-    step = env.step(key, lane.world, action)
+    step = env.step(key, lane.world, jnp.maximum(action, 0))
     passive = env.passive(step.state)
     over = step.terminated | step.truncated
     asleep = acting & passive & ~over

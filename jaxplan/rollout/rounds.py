@@ -117,9 +117,11 @@ def init_carry(
 ) -> Carry:
     """Lanes without a world and streams with nothing but the prompt.
 
-    Lane b is told wording b modulo their number.
+    Each wording is told to as many lanes in a row: minibatches, which deal lanes out
+    one by one, then hold all of them.
     """
-    told = jnp.arange(config.num_lanes) % language.prompts.shape[0]
+    wordings = language.prompts.shape[0]
+    told = jnp.arange(config.num_lanes) * wordings // config.num_lanes
     return Carry(
         lanes=init_lanes(env, schedule, key, config.num_lanes),
         stream=prompt_streams(

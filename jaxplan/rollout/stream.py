@@ -162,7 +162,7 @@ def carry_over(
     Args:
         stream: the segment just finished.
         turn: the current turn of every lane.
-        episode: its episode; a number no token has keeps nothing but the prompt.
+        episode: its episode; 0, which is none's, keeps nothing but the prompt.
         active_plan: the newest complete plan.
         history: turns that stay visible.
     """
@@ -172,7 +172,7 @@ def carry_over(
     unfinished = (tokens.turn == turn[:, None]) & (tokens.span != Span.NONE)
     recent = (tokens.plan == NO_PLAN) & (turn[:, None] - tokens.turn < history)
     pinned = tokens.plan == active_plan[:, None]
-    own = tokens.episode == episode[:, None]
+    own = (tokens.episode == episode[:, None]) & (tokens.role != Role.PAD)
     keep = is_prompt | (own & (recent | pinned) & ~unfinished)
     target = jnp.where(keep, jnp.cumsum(keep, axis=1) - 1, capacity)
     rows = jnp.arange(keep.shape[0], dtype=jnp.int32)[:, None]

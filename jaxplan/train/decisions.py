@@ -109,7 +109,7 @@ def role_masks(grammar: Grammar, decisions: Decisions) -> RoleMasks:
     state, mask = decisions.state, decisions.mask
     plans = chose_plan(grammar, state, decisions.token)
     rest = jnp.where(state == DECIDE, DECIDE_ACT, state)
-    which = mask & ~plans & (grammar.legal[rest].sum(-1) > 1)
+    which = mask & ~plans & (grammar.legal.sum(-1) > 1)[rest]
     is_plan = grammar.role[state] == Role.PLAN
     return RoleMasks(
         decide=mask & (state == DECIDE), plan=which & is_plan, action=which & ~is_plan

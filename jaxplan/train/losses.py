@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import PpoConfig, RoleCoefficients
-from jaxplan.core.masked import masked_mean
+from jaxplan.core.masked import masked_mean, or_nan
 from jaxplan.rollout.sample import explored
 from jaxplan.train.decisions import RoleMasks, Scores
 
@@ -44,8 +44,9 @@ class Sampler:
     Attributes:
         decide: log-probability of planning, or of acting, as sampled.
         which: of the token among its like, as sampled.
-        old: scores of the policy before the update; None in ``bypass``, where the
-            sampler itself is what the ratio is to.
+        old: scores of the policy before the update: what the ratio is to in
+            ``decoupled``, and that of the decision where a coin makes a share of them;
+            None where the sampler itself is what all ratios are to.
         slot: of the turn each decision belongs to.
     """
 
@@ -172,8 +173,11 @@ def policy_loss(
         config: coefficients.
 
     Returns:
-        The loss, and metrics by role.
+        The loss, and metrics by role; a mean is NaN where the role has no token.
     """
+    # A coin's decision is weighted for the coin, and its ratio clipped around 1: around
+    # the ratio to the coin a rare decision's would lie outside before any update, and
+    # a bad one would never be unlearnt.
     old = sampler.old
     decide = _factors(
         (scores.decide, explored(scores.decide, config.decide_explore)),
@@ -185,7 +189,7 @@ def policy_loss(
     which = _factors(
         (scores.which, scores.which),
         sampler.which,
-        None if old is None else old.which,
+        old.which if old is not None and config.off_policy == "decoupled" else None,
         reference_kl(scores.which, reference.which),
         scores.which_entropy,
     )
@@ -237,12 +241,16 @@ def _role_loss(
     ratio = jnp.exp(log_ratio)
     outside = (ratio < 1 - config.clip_eps) | (ratio > 1 + config.clip_eps_high)
     metrics = {
-        f"ppo/approx_kl_{role}": masked_mean(ratio - 1.0 - log_ratio, mask),
-        f"ppo/reference_kl_{role}": masked_mean(factors.kl, mask),
-        f"ppo/clip_fraction_{role}": masked_mean(outside.astype(jnp.float32), mask),
-        f"ppo/{role}_entropy": masked_mean(factors.entropy, mask),
+        f"ppo/approx_kl_{role}": ratio - 1.0 - log_ratio,
+        f"ppo/reference_kl_{role}": factors.kl,
+        f"ppo/clip_fraction_{role}": outside.astype(jnp.float32),
+        f"ppo/{role}_entropy": factors.entropy,
     }
-    return loss, metrics | _ratio_errors(role, factors.error, mask)
+    means = {
+        name: or_nan(masked_mean(values, mask), mask)
+        for name, values in metrics.items()
+    }
+    return loss, means | _ratio_errors(role, factors.error, mask)
 
 
 def _ratio_errors(

@@ -177,8 +177,16 @@ def update_learner(
     learner: Learner,
     grads: Any,
     optimizer: optax.GradientTransformation,
+    trunk_weight: Float[Array, ""] | None = None,
 ) -> tuple[Learner, Float[Array, ""]]:
     """One update, or none if a gradient is not finite.
+
+    Args:
+        learner: what is updated.
+        grads: of its parameters.
+        optimizer: of the learner.
+        trunk_weight: what the Llama's step is multiplied by; 0 holds it still though
+            its weights decay.
 
     Returns:
         The learner and the global norm of the gradients before clipping.
@@ -187,6 +195,8 @@ def update_learner(
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     updates, opt_state = optimizer.update(grads, learner.opt_state, before)
+    if trunk_weight is not None:
+        updates = _weigh_llama(updates, trunk_weight)
     old = learner.params, learner.opt_state
     after = optax.apply_updates(before, updates)
     new = _store(after, learner.params, opt_state), opt_state
@@ -197,6 +207,11 @@ def update_learner(
         skipped=jnp.where(finite, 0, learner.skipped + 1),
         bad_leaves=jax.tree.map(lambda g: ~jnp.isfinite(jnp.sum(g * g)), grads),
     ), norm
+
+
+def _weigh_llama(updates: Any, weight: Float[Array, ""]) -> Any:
+    llama = jax.tree.map(lambda step: weight * step, updates.llama)
+    return dataclasses.replace(updates, llama=llama)
 
 
 def _widen(tree: Any) -> Any:

@@ -90,11 +90,13 @@ def make_common(config: RunConfig, env: TextEnv, turn_tokens: int) -> Common:
         ("model.weights", config.model.weights),
         ("model.lora.rank", config.model.lora.rank),
         ("ppo.critic", ppo.critic),
+        ("plan.prices", config.plan.prices),
     ):
         if given:
             raise ValueError(
-                f"{key}={given}: members of a population are drawn from chance, and "
-                "their value head stands on the actor; leave it out, or train alone"
+                f"{key}={given}: members of a population are drawn from chance, their "
+                "value head stands on the actor, and each has one price; leave it out, "
+                "or train alone"
             )
     optimizer = make_ppo_optimizer(ppo)
     return Common(env, config, turn_tokens, make_recipe(config, optimizer))

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import ModelConfig, PpoConfig
-from jaxplan.core.masked import masked_mean, masked_std
+from jaxplan.core.masked import masked_mean, masked_std, or_nan
 from jaxplan.core.roles import Span
 from jaxplan.models.heads import value
 from jaxplan.models.llama import forward
@@ -54,6 +54,7 @@ from jaxplan.train.optim import Learner, update_learner
 
 _SCALE_DECAY = 0.9  # of the running variance of the value's targets, an iteration
 _LEAST_SCALE = 1e-3
+_SKIPPED = "ppo/skipped_updates"
 
 
 @chex.dataclass(frozen=True)
@@ -156,6 +157,11 @@ def _slots(
     return inside, of_turn(turns.end.complete, inside) & decisions.mask
 
 
+def _needs_old(config: PpoConfig) -> bool:
+    """Whether some ratio is to the policy before the update, and not to the sampler."""
+    return config.off_policy == "decoupled" or config.decide_explore > 0
+
+
 def _plan_ends(
     decisions: Decisions, slot: Int[Array, "B M"], turns: Turns
 ) -> Int[Array, "B H"]:
@@ -191,11 +197,6 @@ def _credit(
     )
 
 
-def _or_nan(number: Float[Array, ""], mask: Bool[Array, "B N"]) -> Float[Array, ""]:
-    """The number, or NaN where there was nothing to take it of."""
-    return jnp.where(jnp.any(mask), number, jnp.nan)
-
-
 def _diagnostics(
     play: Play,
     batch: Batch,
@@ -212,13 +213,13 @@ def _diagnostics(
     spread = masked_std(play.rewards, complete)
 
     def explained(mask: Bool[Array, "B N"]) -> Float[Array, ""]:
-        return _or_nan(explained_variance(values, targets, mask), mask)
+        return or_nan(explained_variance(values, targets, mask), mask)
 
     return {
-        "ppo/explained_variance": explained_variance(values, targets, valued),
+        "ppo/explained_variance": explained(valued),
         "ppo/explained_variance_plan": explained(valued & planned),
         "ppo/explained_variance_act": explained(valued & ~planned),
-        "ppo/planning_advantage": _or_nan(masked_mean(gain, has_plan), has_plan),
+        "ppo/planning_advantage": or_nan(masked_mean(gain, has_plan), has_plan),
         "ppo/reward_variance": spread**2,
         "ppo/value_mean": masked_mean(values, valued),
         "ppo/target_mean": masked_mean(targets, valued),
@@ -282,7 +283,7 @@ def prepare(
         sampler=Sampler(
             decide=decisions.decide_log_prob,
             which=decisions.log_prob - decisions.decide_log_prob,
-            old=view.scores if config.off_policy == "decoupled" else None,
+            old=view.scores if _needs_old(config) else None,
             slot=slot,
         ),
         advantages=advantages,
@@ -378,6 +379,7 @@ def next_value_scale(
         valued: those that count.
     """
     fresh = masked_std(targets, valued)
+    fresh = jnp.where(jnp.isfinite(fresh), fresh, jnp.where(scale > 0, scale, 1.0))
     mixed = jnp.sqrt(_SCALE_DECAY * scale**2 + (1 - _SCALE_DECAY) * fresh**2)
     return jnp.maximum(jnp.where(scale > 0, mixed, fresh), _LEAST_SCALE)
 
@@ -385,8 +387,9 @@ def next_value_scale(
 def split_lanes(batch: Batch, parts: int) -> Batch:
     """Cut the lanes into minibatches along a new first axis; lane i goes to i % parts.
 
-    Which lanes meet does not matter to the sum of their gradients, and lanes are
-    exchangeable, so there is nothing to shuffle.
+    Which lanes meet does not matter to the sum of their gradients, and lanes that are
+    told the same price are exchangeable and stand in a row, so every part has some of
+    each and there is nothing to shuffle.
     """
 
     def split(array: Array) -> Array:
@@ -426,8 +429,9 @@ def update(
         frozen: what of the agent does not learn, see ``split_trained``.
 
     Returns:
-        The learner and the metrics, mean over minibatches; ``ppo/ratio_error`` is that
-        of the first minibatch, before any update, and should be 0.
+        The learner and the metrics, mean over the minibatches that have any;
+        ``ppo/ratio_error`` is that of the first one, before any update, and should be
+        0; ``ppo/skipped_updates`` counts those that were not finite.
     """
     config = recipe.config
     batch, metrics = prepare(
@@ -448,10 +452,10 @@ def update(
     if config.value_scaling:
         learner = dataclasses.replace(learner, params=_rescale(learner.params, scale))
     errors = {name: steps.pop(name)[0, 0] for name in list(steps) if _is_error(name)}
-    metrics |= errors | {name: jnp.mean(values) for name, values in steps.items()}
+    metrics[_SKIPPED] = jnp.sum(steps.pop(_SKIPPED))
+    metrics |= errors | {name: jnp.nanmean(values) for name, values in steps.items()}
     worst = jnp.stack([errors[f"ppo/ratio_error_{role}"] for role in ROLES])
     metrics["ppo/ratio_error"] = jnp.max(worst)
-    metrics["ppo/skipped_updates"] = learner.skipped.astype(jnp.float32)
     return learner, metrics
 
 
@@ -475,13 +479,17 @@ def _optimise(
         return ppo_loss(join(trained, frozen), *arguments)
 
     gradient = jax.grad(loss_of, has_aux=True)
+    moves = None
+    if recipe.config.optimizer.weight_decay:  # which needs no gradient
+        moves = jnp.sign(policy_weight + trunk_weight)
 
     def step(learner: Learner, minibatch: Batch):
         grads, metrics = gradient(
             learner.params, minibatch, grammar, policy_weight, trunk_weight, recipe
         )
-        learner, norm = update_learner(learner, grads, recipe.optimizer)
-        return learner, metrics | {"ppo/grad_norm": norm}
+        learner, norm = update_learner(learner, grads, recipe.optimizer, moves)
+        skipped = (learner.skipped > 0).astype(jnp.float32)
+        return learner, metrics | {"ppo/grad_norm": norm, _SKIPPED: skipped}
 
     def epoch(learner: Learner, _: None):
         return jax.lax.scan(step, learner, minibatches)

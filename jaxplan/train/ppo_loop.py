@@ -147,7 +147,9 @@ def _begin_ppo(
     learning, _ = split_trained(setting.specs_of("ppo"))
     learner = abstract_learner(learning, optimizer, setting.mesh)
     target = _abstract_state(setting, learner)
-    state, first = resume(setting.checkpoints("ppo"), target, begin)
+    state, first = resume(
+        setting.checkpoints("ppo"), target, begin, setting.config.ppo.iterations
+    )
     return state, first, frozen
 
 
@@ -180,7 +182,7 @@ def train_ppo(setting: Setting, primed: AgentParams) -> dict[str, Any]:
             state, row = iteration(
                 setting, state, primed.llama, optimizer, number, frozen
             )
-            raise_if_lost(state["learner"], row, "ppo")
+            raise_if_lost(state["learner"], "ppo")
             env_steps += int(row["rollout/env_steps"])
             writer.scalars(number, row)
             for warning in watch.warnings(number, row):
@@ -255,8 +257,9 @@ def lane_prices(config: RunConfig) -> jax.Array:
     """What a plan token costs: a number, or [lanes, 1] where lanes are told."""
     if not config.plan.prices:
         return jnp.float32(config.ppo.plan_cost)
-    lanes = np.resize(config.plan.prices, (config.rollout.num_lanes, 1))
-    return jnp.asarray(lanes, jnp.float32)
+    prices = config.plan.prices
+    lanes = np.repeat(prices, config.rollout.num_lanes // len(prices))
+    return jnp.asarray(lanes[:, None], jnp.float32)
 
 
 def make_recipe(config: RunConfig, optimizer: Any) -> Recipe:
@@ -314,15 +317,17 @@ def rollout_metrics(
 
     Args:
         segment: of one iteration.
-        prices: of a plan token, told to the lanes in turn.
+        prices: of a plan token, each told to as many lanes in a row.
     """
     end, ends = segment.turns.end, segment.episodes
     tokens = jnp.sum(segment.encoded_tokens)
-    planned = (end.planned & end.complete).astype(jnp.float32)
-    plan_tokens = jnp.where(end.complete, end.plan_tokens, 0).astype(jnp.float32)
+    said = end.complete & (end.action >= 0)  # who sleeps on has chosen before
+    planned = (end.planned & said).astype(jnp.float32)
+    plan_tokens = jnp.where(said, end.plan_tokens, 0).astype(jnp.float32)
     plans = jnp.maximum(jnp.sum(planned), 1.0)
     any_finished = jnp.any(ends.finished)
-    told = [slice(number, None, len(prices)) for number in range(len(prices))]
+    each = end.complete.shape[0] // max(len(prices), 1)
+    told = [slice(n * each, (n + 1) * each) for n in range(len(prices))]
     unlocked = jnp.sum(ends.stats.events, axis=-1).astype(jnp.float32)
 
     def of_episodes(values: jax.Array) -> jax.Array:
@@ -336,15 +341,13 @@ def rollout_metrics(
         **{f"env/{name}": of_episodes(n) for name, n in ends.stats.counts.items()},
         "env/episodes": jnp.sum(ends.finished),
         "env/reward_per_turn": masked_mean(end.reward, end.complete),
-        "rollout/turns": jnp.sum(end.complete),
+        "rollout/turns": jnp.sum(said),
         "rollout/env_steps": jnp.sum(segment.env_steps),
         "rollout/tokens": tokens,
-        "rollout/plan_rate": masked_mean(planned, end.complete),
-        "rollout/plan_tokens_per_turn": masked_mean(plan_tokens, end.complete),
+        "rollout/plan_rate": masked_mean(planned, said),
+        "rollout/plan_tokens_per_turn": masked_mean(plan_tokens, said),
         **{
-            f"rollout/plan_rate_at_{price:g}": masked_mean(
-                planned[lanes], end.complete[lanes]
-            )
+            f"rollout/plan_rate_at_{price:g}": masked_mean(planned[lanes], said[lanes])
             for price, lanes in zip(prices, told, strict=True)
         },
         "rollout/plan_tokens_per_plan": jnp.sum(plan_tokens) / plans,

@@ -104,7 +104,8 @@ class RelayTeacher(ExpertTeacher):
         while not all(over | [len(played) >= most for played in actions]):
             segment = next(segments)
             end, ended = to_host((segment.turns.end, segment.episodes.finished))
+            said = end.complete & (end.action >= 0)  # not the rest of a sleep
             for lane in np.flatnonzero(~over):
-                actions[lane] += end.action[lane, end.complete[lane]].tolist()
+                actions[lane] += end.action[lane, said[lane]].tolist()
             over |= ended.any(axis=0)
         return actions

@@ -129,9 +129,9 @@ def load_player(setting: Setting, stage: str) -> LlamaParams:
     return load_llama(setting.run_dir, stage, target)
 
 
-def raise_if_lost(learner: Learner, metrics: dict[str, float], name: str) -> None:
+def raise_if_lost(learner: Learner, name: str) -> None:
     """Stop when updates keep failing, and say where the numbers went wrong."""
-    if metrics[f"{name}/skipped_updates"] < _MAX_SKIPPED:
+    if int(learner.skipped) < _MAX_SKIPPED:
         return
     raise FloatingPointError(
         f"{name}: {_MAX_SKIPPED} updates in a row had a gradient that is not finite, "

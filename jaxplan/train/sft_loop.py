@@ -74,7 +74,7 @@ def train_sft(
     until = total if until is None else until
     optimizer = make_optimizer(sft.optimizer, total)
 
-    learner, first, frozen, begun = _begin_sft(setting, optimizer)
+    learner, first, frozen, begun = _begin_sft(setting, optimizer, total)
     measuring = begun is not None and (sft.kl_coef or sft.measure_kl)
     measured = begun.llama if measuring else None
     reference = measured if sft.kl_coef else None
@@ -103,7 +103,7 @@ def train_sft(
                 frozen=frozen,
             )
             row = {name: float(value) for name, value in metrics.items()}
-            raise_if_lost(learner, row, "sft")
+            raise_if_lost(learner, "sft")
             row["sft/tokens_per_second"] = tokens / (time.monotonic() - began)
             done = number + 1
             if done % sft.validate_every == 0 or done == until:
@@ -129,11 +129,12 @@ def train_sft(
 
 
 def _begin_sft(
-    setting: Setting, optimizer: optax.GradientTransformation
+    setting: Setting, optimizer: optax.GradientTransformation, most: int
 ) -> tuple[Learner, int, AgentParams | None, AgentParams | None]:
     """The learner, the updates it has made, what it stands beside, and its start.
 
     The last two are None where nothing asks for them: then nobody keeps the start.
+    ``most`` is how many updates there are to be.
     """
     config, mesh, specs = setting.config, setting.mesh, setting.specs_of("sft")
     learning, staying = split_trained(specs)
@@ -156,7 +157,7 @@ def _begin_sft(
     if frozen is not None:
         keep_frozen(setting.run_dir, frozen)
     target = abstract_learner(learning, optimizer, mesh)
-    learner, first = resume(setting.checkpoints("sft"), target, begin)
+    learner, first = resume(setting.checkpoints("sft"), target, begin, most)
     return learner, first, frozen, begun
 
 

@@ -174,10 +174,26 @@ def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def resume(
-    directory: Path, target: PyTree, begin: Callable[[], PyTree]
+    directory: Path, target: PyTree, begin: Callable[[], PyTree], most: int
 ) -> tuple[PyTree, int]:
-    """The newest good checkpoint and its step, or a beginning."""
-    if latest_step(directory) is None:
+    """The newest good checkpoint and its step, or a beginning.
+
+    Args:
+        directory: of the stage's checkpoints.
+        target: what is read, as shapes.
+        begin: makes the state before the first step.
+        most: how many steps the stage is to have.
+
+    Raises:
+        ValueError: it has more already.
+    """
+    done = latest_step(directory)
+    if done is None:
         return begin(), 0
+    if done > most:
+        raise ValueError(
+            f"{directory}: made {done} steps, and {most} are asked for; what is learnt "
+            "is not taken back: ask for as many or more, or take another name"
+        )
     state, _ = load_checkpoint(directory, None, target)
     return state, latest_step(directory) or 0

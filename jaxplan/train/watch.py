@@ -35,6 +35,7 @@ class Watch:
             "decide": self._decide(row),
             "ratio": self._ratio(row),
             "critic": self._critic(row),
+            "skipped": self._skipped(row),
         }
         return [
             text for cause, text in found.items() if self._is_news(cause, text, number)
@@ -72,6 +73,17 @@ class Watch:
             ": before any update the policy disagrees with what was sampled. Usually "
             "arithmetic is too coarse: set model.compute_dtype to float32; if the data "
             "is stale instead, set ppo.off_policy to decoupled"
+        )
+
+    def _skipped(self, row: Mapping[str, float]) -> str:
+        skipped = row.get("ppo/skipped_updates", 0.0)
+        if not skipped:
+            return ""
+        return (
+            f"ppo/skipped_updates={skipped:.0f}: so many gradients of this iteration "
+            "were not finite, and what they were to teach is lost. Usually steps are "
+            "too large: lower ppo.optimizer.learning_rate="
+            f"{self._config.optimizer.learning_rate}"
         )
 
     def _critic(self, row: Mapping[str, float]) -> str:

@@ -217,7 +217,7 @@ class Reference:
         account.env_steps += 1
         account.turns += not self.asleep
         if not self.asleep or closing:
-            slot.complete, slot.action = True, action
+            slot.complete, slot.action = True, action if ready else -1
             slot.discount = 0.0 if step.terminated else self.gamma**self.slept
             slot.plan_tokens = spans.count(Span.PLAN)
             slot.planned = Span.TAG in spans

@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(setting, sizes, words):
         assert word in str(error.value)
 
 
-def test_lanes_are_told_the_prices_in_turn(setting):
+def test_every_price_is_told_to_as_many_lanes_in_a_row(setting):
     prices = (0.0, 0.25, 10.0)
     plan = dataclasses.replace(PLAN, prices=prices)
     language = make_language(setting.tokenizer, setting.env, plan)
@@ -88,7 +88,8 @@ def test_lanes_are_told_the_prices_in_turn(setting):
         rows = zip(stream.tokens.token, stream.cursor.tolist(), strict=True)
         return [row[:length].tolist() for row, length in rows]
 
-    assert told(language) == [prompts[lane % 3] for lane in range(ROLLOUT.num_lanes)]
+    first, second, third = prompts
+    assert told(language) == [first, first, second, second, third, third]
     assert told(language.saying(1)) == [prompts[1]] * ROLLOUT.num_lanes
 
 

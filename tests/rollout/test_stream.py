@@ -105,3 +105,8 @@ def test_the_active_plan_is_kept_however_old_and_the_cut_off_turn_is_not():
     assert not carried.tokens.sampled.any()
     assert (carried.tokens.role[0, length:] == Role.PAD).all()
     assert kept(episode=3, active_plan=3).cursor[0] == 1, "a new episode: the prompt"
+    both = tokens, empty_tokens(1, 4)
+    padded = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *both)
+    numbers = (jnp.array([n]) for n in (1, 0, 3))  # ended in its second turn
+    ended = carry_over(Stream(tokens=padded, cursor=stream.cursor), *numbers, 2)
+    assert ended.cursor[0] == 1, "no episode, and no padding in its place"

@@ -72,6 +72,25 @@ def test_the_first_update_has_a_learning_rate_above_zero(params):
     assert min(jax.tree.leaves(moved)) > 0
 
 
+def test_weights_that_decay_can_be_held_still(params):
+    decaying = dataclasses.replace(FLAT, weight_decay=0.5)
+    optimizer, none = make_optimizer(decaying, 8), gradients(params, scale=0.0)
+    held, free = (
+        update(init_learner(params, optimizer), none, optimizer, jnp.float32(w))[0]
+        for w in (0.0, 1.0)
+    )
+    for before, still, moved in zip(
+        *(
+            jax.tree.leaves(tree.layers.gate)
+            for tree in (params.llama, held.params.llama, free.params.llama)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(still, before)
+        np.testing.assert_allclose(moved, before * (1 - 1e-2 * 0.5), rtol=1e-5)
+    assert (held.params.value.hidden != params.value.hidden).any()
+
+
 def test_clipping_is_by_the_global_norm(params):
     """One Adam moment shows it: element-wise clipping would bend the gradient."""
     config = dataclasses.replace(FLAT, beta1=0.9, beta2=0.999, max_grad_norm=0.5)

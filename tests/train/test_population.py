@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplan.config.schema import LoraConfig
+from jaxplan.config.schema import LoraConfig, PlanConfig
 from jaxplan.plan.grammar import DYNAMIC
 from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import training_schedule
@@ -134,5 +134,8 @@ def test_what_a_population_cannot_do_is_refused():
     )
     with pytest.raises(ValueError, match=r"model.lora.rank=2: members .* train alone"):
         make_common(adapted, COMMON.env, COMMON.turn_tokens)
+    told = dataclasses.replace(config, plan=PlanConfig(prices=(0.0, 1.0)))
+    with pytest.raises(ValueError, match=r"plan.prices=.* has one price"):
+        make_common(told, COMMON.env, COMMON.turn_tokens)
     with pytest.raises(ValueError, match="2 seeds and 1 plan costs"):
         begin([0, 1], [0.0], LANGUAGE, COMMON)

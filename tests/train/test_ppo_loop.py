@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from jaxplan.config.schema import (
     RunConfig,
     SftConfig,
 )
-from jaxplan.io.checkpoints import CheckpointMismatchError
+from jaxplan.io.checkpoints import CheckpointMismatchError, save_checkpoint
 from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import lora_of, replace_lora
@@ -24,7 +25,7 @@ from jaxplan.train.packing import Packer, TurnTokens
 from jaxplan.train.ppo_loop import rollout_metrics, train_ppo
 from jaxplan.train.setting import Setting, load_player, load_policy
 from jaxplan.train.sft_loop import train_sft
-from jaxplan.train.state import start_params
+from jaxplan.train.state import resume, start_params
 
 
 class StopAfter(StopRequest):
@@ -141,6 +142,14 @@ def test_too_few_segments_for_a_batch_are_refused(tmp_path, make_setting, data):
     own = make_setting(tmp_path, sft=SftConfig(batch_segments=8))
     with pytest.raises(ValueError, match=r"batch_segments=8.* only 7 segments"):
         train_sft(own, data, data)
+
+
+def test_a_stage_is_not_made_shorter_than_it_is(tmp_path):
+    state = {"weight": jnp.ones(2)}
+    save_checkpoint(tmp_path, 3, state, {})
+    assert resume(tmp_path, state, dict, most=3)[1] == 3
+    with pytest.raises(ValueError, match="made 3 steps, and 2 are asked for"):
+        resume(tmp_path, state, dict, most=2)
 
 
 def test_three_lost_updates_in_a_row_end_the_run(tmp_path, make_setting, data):

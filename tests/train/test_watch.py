@@ -43,6 +43,17 @@ def test_a_critic_may_be_bad_for_some_iterations_but_not_for_five():
     assert "below 0 for 5 iterations" in found[4][0]
 
 
+def test_updates_that_were_not_made_are_told():
+    [[text]] = said([GOOD | {"ppo/skipped_updates": 2.0}])
+    assert "ppo/skipped_updates=2" in text
+    assert "learning_rate" in text
+
+
+def test_a_mode_without_a_decision_is_no_collapse():
+    row = {name: value for name, value in GOOD.items() if "decide" not in name}
+    assert said([row] * 3) == [[]] * 3
+
+
 def test_causes_do_not_silence_each_other():
     row = GOOD | {"ppo/decide_entropy": 0.0, "ppo/ratio_error_outside_plan": 0.5}
     assert len(said([row])[0]) == 2
