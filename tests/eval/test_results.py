@@ -75,7 +75,7 @@ def test_where_a_run_lay_and_keys_of_later_code_do_not_matter(run):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"commit": "abc1234-dirty"}, "report by abc1234-dirty: commit first"),
+        ({"commit": "abc1234-dirty"}, "report by abc1234-dirty"),
         ({"commit": None}, "report by an unknown commit"),
         ({"markers": MARKERS | {"sft": {}}}, "sft by an unknown commit"),
         ({"markers": {"report": MARKERS["report"]}}, "sft by an unknown commit"),
