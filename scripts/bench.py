@@ -40,13 +40,18 @@ def main() -> int:
     from train import make_setting
 
     from jaxplan.core.runtime import start_jax
+    from jaxplan.io.checkpoints import CheckpointDamagedError
     from jaxplan.io.rundir import commit, hardware, versions
     from jaxplan.io.stopping import StopRequest
     from jaxplan.train.bench import log_prob_errors, time_iterations
     from jaxplan.train.setting import load_policy
     from jaxplan.train.state import start_params
 
-    start_jax(CACHE)
+    try:
+        start_jax(CACHE)
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     try:
         _, setting = make_setting(config, Path(config.run_root), StopRequest())
         if config.ppo.start in ("sft", "chance"):
@@ -60,7 +65,7 @@ def main() -> int:
             dtype: log_prob_errors(setting, agent, dtype)
             for dtype in ("float32", "bfloat16")
         }
-    except (FileNotFoundError, ValueError) as error:
+    except (CheckpointDamagedError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     device = jax.devices()[0]

@@ -39,13 +39,17 @@ def main() -> int:
         return 2
     from jaxplan.core.runtime import start_jax
 
-    start_jax(CACHE)
+    try:
+        start_jax(CACHE)
+    except (RuntimeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     began, curves = time.monotonic(), []
     try:
         for own, points in populations:
             print("==", *(point.name for point in points), file=sys.stderr, flush=True)
             curves += train_points(own, points)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(_write(config, curves, time.monotonic() - began))
@@ -104,17 +108,18 @@ def _write(config: RunConfig, curves: list[tuple], seconds: float) -> str:
     import jax
 
     from jaxplan.eval.comparison import summarise_seeds, write_comparison
-    from jaxplan.io.rundir import commit, hardware, versions
+    from jaxplan.io.rundir import commit, hardware, versions, warn_of
 
     rows: list[dict] = []
     for point, metrics in curves:
         first = rows[0] if rows else None
         rows.append(summarise_seeds(point, metrics, first, config.evaluate.confidence))
-    device = jax.devices()[0]
+    device, made_by = jax.devices()[0], commit()
+    warn_of(made_by)
     about = {
         "question": config.about.question,
         "run": config.about.run,
-        "commit": commit(),
+        "commit": made_by,
         "versions": versions(),
         "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
         "wall_seconds": seconds,

@@ -24,9 +24,11 @@ GIB = 2**30
 def main() -> int:
     """Run one command; 0 done, 1 the logits differ, 2 it cannot be done."""
     args = _parser().parse_args()
+    from jaxplan.io.checkpoints import CheckpointDamagedError
+
     try:
         return args.run_command(args)
-    except (ValueError, OSError, ImportError) as error:
+    except (CheckpointDamagedError, ValueError, OSError, ImportError) as error:
         if os.environ.get("JAXPLAN_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from sweep import check_jobs
+
 from jaxplan.config.reader import ConfigError, load_config
 from jaxplan.config.schema import RunConfig
 from jaxplan.io.jobs import Job, jobs_at_once, run_jobs
@@ -37,12 +39,15 @@ def main() -> int:
     args = _parse()
     try:
         config = load_config(args.config, args.overrides)
+        batches = plan_jobs(config, args)
+        check_jobs(args.config, args.overrides, batches)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     given = [*args.overrides, f"run_root={config.run_root}"]
     command = [sys.executable, str(TRAIN), "--config", args.config, *given]
-    for batch in plan_jobs(config, args):
+    command += ["--resume"] * args.resume
+    for batch in batches:
         status = run_jobs(command, batch, args.jobs)
         if status:
             return status
@@ -95,19 +100,26 @@ def plan_jobs(config: RunConfig, args: argparse.Namespace) -> list[list[Job]]:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each student")
+    parser.add_argument("--seeds", type=_count, default=3, help="runs of each student")
     parser.add_argument("--jobs", type=jobs_at_once, default=1, help="side by side")
-    parser.add_argument("--curve-episodes", type=int, default=64)
-    parser.add_argument("--curve-steps", type=int, default=600)
+    parser.add_argument("--curve-episodes", type=_count, default=64)
+    parser.add_argument("--curve-steps", type=_count, default=600)
+    parser.add_argument("--resume", action="store_true", help="as of train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args()
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number from 1 on is wanted")
+    return int(text)
 
 
 def _write(config: RunConfig, seeds: int) -> str:
     import jax
 
     from jaxplan.eval.priming import format_priming, measure, read_student, summarise
-    from jaxplan.io.rundir import commit, hardware, versions
+    from jaxplan.io.rundir import commit, hardware, versions, warn_of
 
     root, name = Path(config.run_root), config.name
 
@@ -126,11 +138,12 @@ def _write(config: RunConfig, seeds: int) -> str:
         for student, paths in runs.items()
     ]
     every = [run for paths in runs.values() for run in paths]
-    device = jax.devices()[0]
+    device, made_by = jax.devices()[0], commit()
+    warn_of(made_by)
     result = {
         "question": config.about.question,
         "run": config.about.run,
-        "commit": commit(),
+        "commit": made_by,
         "versions": versions(),
         "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
         **measure(root / f"{name}-data", [*every, *forced.values()]),

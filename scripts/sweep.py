@@ -11,6 +11,7 @@ runs several side by side. The table and the figure are in ``run_root/<name>``.
 """
 
 import argparse
+import itertools
 import shlex
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ from jaxplan.config.schema import RunConfig
 from jaxplan.io.jobs import Job, jobs_at_once, run_jobs
 
 TRAIN = Path(__file__).with_name("train.py")
+# Keys that make no difference between points: what a sweep sets itself, and sections
+# that no run of a point reads. Dataset and primed agents are the same for all points.
+SET = (
+    *("name", "run_root", "seed", "stages"),
+    *("ppo.start", "evaluate.arms", "evaluate.modes"),
+)
+UNUSED = ("about", "collect", "expert", "sft", "sweep")
 
 
 def main() -> int:
@@ -28,7 +36,7 @@ def main() -> int:
     try:
         config = load_config(args.config, args.overrides)
         *shared, points = batches = plan_jobs(config)
-        _check(args.config, args.overrides, points)
+        check_jobs(args.config, args.overrides, batches)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -39,13 +47,14 @@ def main() -> int:
     chosen = {None: batches, "shared": shared}.get(args.index)
     if chosen is None:
         number = int(args.index)
-        if not 0 <= number < len(points):
+        if number >= len(points):
             print(
                 f"--index {number}: there are 0 to {len(points) - 1}", file=sys.stderr
             )
             return 2
         chosen = [[points[number]]]
     command = [sys.executable, str(TRAIN), "--config", args.config, *args.overrides]
+    command += ["--resume"] * args.resume
     for batch in chosen:
         status = run_jobs(command, batch, args.jobs)
         if status:
@@ -61,10 +70,19 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--list", action="store_true", help="print the jobs")
-    parser.add_argument("--index", help="run one job, or 'shared'")
+    parser.add_argument("--index", type=_index, help="run one job, or 'shared'")
     parser.add_argument("--jobs", type=jobs_at_once, default=1, help="side by side")
+    parser.add_argument("--resume", action="store_true", help="as of train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args()
+
+
+def _index(text: str) -> str:
+    if text != "shared" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a number of --list is wanted, or 'shared'"
+        )
+    return text
 
 
 def plan_jobs(config: RunConfig) -> list[list[Job]]:
@@ -73,18 +91,17 @@ def plan_jobs(config: RunConfig) -> list[list[Job]]:
     The last one has a run for each point and seed; all others are what these share.
 
     Raises:
-        ConfigError: the config varies nothing.
+        ConfigError: the config varies nothing, or what has no effect.
     """
     from jaxplan.eval.sweep import points
 
-    if not config.sweep.axes:
-        raise ConfigError(["sweep.axes: empty; name a key and its values"])
+    _check_axes(config)
     root, name = Path(config.run_root), config.name
     data = root / f"{name}-data" / "dataset"
     collected = [(f"{name}-data", [_stages("collect")])]
     primings: list[Job] = []
     jobs: list[Job] = []
-    for seed in range(config.sweep.seeds):
+    for seed in seeds_of(config):
         start, own_seed = config.ppo.start, f"seed={seed}"
         if primes(config):
             primed = f"{name}-primed-{seed}"
@@ -101,7 +118,26 @@ def plan_jobs(config: RunConfig) -> list[list[Job]]:
                 f"evaluate.modes=[{mode_of(config, point)}]",
             ]
             jobs.append((f"{name}-{point.name}-{seed}", own))
+    if len({name for name, _ in jobs}) < len(jobs):
+        raise ConfigError(["sweep.axes: two points have one name; name a value once"])
     return [collected, primings, jobs] if primes(config) else [jobs]
+
+
+def _check_axes(config: RunConfig) -> None:
+    """Refuse axes along which all runs would be the same."""
+    axes = [key for key, _ in config.sweep.axes]
+    if not axes:
+        raise ConfigError(["sweep.axes: empty; name a key and its values"])
+    idle = [key for key in axes if key in SET or key.partition(".")[0] in UNUSED]
+    if idle:
+        raise ConfigError(
+            [
+                f"sweep.axes: {', '.join(idle)} would change nothing: points differ in "
+                f"their PPO alone, and a sweep itself sets {', '.join(SET)}"
+            ]
+        )
+    if len({*axes}) < len(axes):
+        raise ConfigError([f"sweep.axes: {axes}: name each key once"])
 
 
 def _stages(names: str) -> str:
@@ -111,6 +147,11 @@ def _stages(names: str) -> str:
 def primes(config: RunConfig) -> bool:
     """Whether PPO starts from an agent of the sweep's own."""
     return config.ppo.start == "sft"
+
+
+def seeds_of(config: RunConfig) -> range:
+    """The seeds of training; each names its runs."""
+    return range(config.seed, config.seed + config.sweep.seeds)
 
 
 def arm_of(config: RunConfig) -> str:
@@ -123,10 +164,22 @@ def mode_of(config: RunConfig, point) -> str:
     return str(point.values.get("ppo.mode", config.ppo.mode))
 
 
-def _check(file: str, overrides: list[str], jobs: list[Job]) -> None:
-    """Refuse a point that is no config before anything runs."""
-    for _, own in jobs:
-        load_config(file, [*overrides, *own])
+def check_jobs(file: str, overrides: list[str], batches: list[list[Job]]) -> None:
+    """Refuse what is no config, or cannot be told in a table, before anything runs.
+
+    Raises:
+        ConfigError: naming every mistake of the first such run.
+    """
+    for name, own in itertools.chain(*batches):
+        config = load_config(file, [*overrides, f"name={name}", *own])
+        if config.plan.prices:
+            raise ConfigError(
+                [
+                    f"plan.prices={list(config.plan.prices)}: an agent that is told "
+                    "prices is measured at each, and the table has one row for it; "
+                    "leave them out, or use scripts/train.py"
+                ]
+            )
 
 
 def _write(config: RunConfig) -> None:
@@ -134,7 +187,7 @@ def _write(config: RunConfig) -> None:
 
     root, rows = Path(config.run_root), []
     for point in points(config.sweep):
-        seeds = range(config.sweep.seeds)
+        seeds = seeds_of(config)
         runs = [root / f"{config.name}-{point.name}-{seed}" for seed in seeds]
         arm, mode = arm_of(config), mode_of(config, point)
         confidence = config.evaluate.confidence

@@ -8,6 +8,7 @@ interrupted one resumes from its last checkpoint. This script only assembles the
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -33,12 +34,19 @@ def main(description: str, only: tuple[str, ...] = ()) -> int:
     config, flags = parse_command_line(description=description.split("\n")[0])
     stages = [str(stage) for stage in config.stages if not only or stage in only]
     if not stages:
-        _say(f"error: stages={list(config.stages)} has none of {', '.join(only)}")
+        _refuse(f"stages={list(config.stages)} has none of {', '.join(only)}")
+        return 2
+    if {"sft", "ppo"} <= {*stages} and config.ppo.start != "sft":
+        _refuse(
+            f"ppo.start={config.ppo.start} leaves nothing to do for the SFT of this "
+            "run: leave sft out of stages (and collect), or ppo.start"
+        )
         return 2
     if flags.dry_run:
         return dry_run(config, flags)
     from jaxplan.core.processes import OtherProcessError, start_processes
     from jaxplan.core.runtime import start_jax
+    from jaxplan.io.checkpoints import CheckpointDamagedError
     from jaxplan.io.rundir import RunDirectory, RunDirectoryError
     from jaxplan.io.stopping import EXIT_CODE, Stopped, StopRequest
     from jaxplan.io.weights import check_weights
@@ -47,8 +55,8 @@ def main(description: str, only: tuple[str, ...] = ()) -> int:
         start_processes()
         compile_seconds = start_jax(CACHE)
         check_weights(config)
-    except (RuntimeError, ValueError, FileNotFoundError) as error:
-        _say(f"error: {error}")
+    except (RuntimeError, ValueError, OSError) as error:
+        _refuse(error)
         return 2
     stop = StopRequest().listen()
     try:
@@ -64,10 +72,11 @@ def main(description: str, only: tuple[str, ...] = ()) -> int:
         _say("stopped as asked; the same command goes on from here")
         return EXIT_CODE
     except (
+        CheckpointDamagedError,
         OtherProcessError,
         RunDirectoryError,
-        FileNotFoundError,
         FloatingPointError,
+        OSError,
         ValueError,
     ) as error:
         if os.environ.get("JAXPLAN_TRACEBACK"):
@@ -85,13 +94,17 @@ def dry_run(config: RunConfig, flags: Flags) -> int:
     from jaxplan.train.memory_advice import device_bytes, memory_table, verdict
     from jaxplan.train.memory_compiled import compiled_bytes
 
-    start_jax(CACHE)
+    try:
+        start_jax(CACHE)
+    except (RuntimeError, OSError) as error:
+        _refuse(error)
+        return 2
     try:
         _, setting = make_setting(config, Path(config.run_root), StopRequest())
         plan = plan_memory(setting)
         compiled = compiled_bytes(setting) if flags.compile else None
-    except ValueError as error:
-        _say(f"error: {error}")
+    except (ValueError, OSError) as error:
+        _refuse(error)
         return 2
     print(memory_table(plan, compiled))
     there = flags.device_memory or device_bytes()
@@ -124,6 +137,11 @@ def make_setting(config: RunConfig, run_dir: Path, stop):
         stop=stop,
     )
     return tokenizer, setting
+
+
+def _refuse(reason: object) -> None:
+    """Tell, in every process and without JAX, which may be what is wrong."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
 
 
 def _say(sentence: str) -> None:
@@ -342,6 +360,7 @@ class Run:
 
     def primed(self):
         """What PPO starts from: the agent SFT left, here or elsewhere, or none."""
+        from jaxplan.io.rundir import check_finished
         from jaxplan.train.setting import load_policy
 
         if self.unprimed():
@@ -349,6 +368,7 @@ class Run:
         other, setting = self.config.ppo.start, self.setting
         if other != "sft":
             setting = dataclasses.replace(setting, run_dir=Path(other))
+        check_finished(setting.run_dir, "sft")
         return load_policy(setting, "sft")
 
     def start(self):
@@ -364,6 +384,7 @@ class Run:
     def evaluate(self) -> dict:
         """Every arm on the panel, each finished arm kept."""
         from jaxplan.eval.stage import evaluate_arms
+        from jaxplan.io.rundir import check_finished
         from jaxplan.train.setting import load_player
 
         config, setting = self.config, self.setting
@@ -371,13 +392,15 @@ class Run:
         if config.evaluate.run:
             setting = dataclasses.replace(setting, run_dir=Path(config.evaluate.run))
             trained, start = ("sft", "ppo"), "sft"
+        stage_of = {"sft": "sft", f"{start}+rl": "ppo"}
+        learnt = {arm: stage for arm, stage in stage_of.items() if stage in trained}
         policies = {}
         if start != "sft":
             policies[start] = lambda: self.start().llama
-        elif start in trained:
-            policies[start] = lambda: load_player(setting, "sft")
-        if "ppo" in trained:
-            policies[f"{start}+rl"] = lambda: load_player(setting, "ppo")
+        for arm, stage in learnt.items():
+            if arm in (config.evaluate.arms or learnt):
+                check_finished(setting.run_dir, stage)
+            policies[arm] = functools.partial(load_player, setting, stage)
         return evaluate_arms(
             config, self.run, self.tokenizer, policies, self.setting.stop
         )

@@ -43,7 +43,7 @@ class Flags:
 
     Attributes:
         resume: go on in a run directory although its config was another.
-        fresh: discard what the run directory holds.
+        fresh: move what the run directory holds aside and begin anew.
         dry_run: tell the memory of every device and do nothing.
         compile: ask the compiler, too.
         device_memory: bytes of a device; None: what the device says.
@@ -72,6 +72,8 @@ def parse_command_line(
     args = parser.parse_intermixed_args(argv)
     if args.help:
         _print_and_exit(f"{parser.format_help()}\nkeys of a config:\n{outline()}")
+    if not args.dry_run and (args.compile or args.device_memory is not None):
+        parser.error("--compile and --device-memory are for a --dry-run: add it")
     try:
         config = load_config(args.config, args.overrides)
     except ConfigError as error:
@@ -325,7 +327,8 @@ def _make_parser(description: str) -> argparse.ArgumentParser:
     add("--print-config", action="store_true", help="print the whole config and exit")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on although the config has changed")
-    add("--fresh", action="store_true", help="discard what the run directory holds")
+    text = "move what the run directory holds aside and begin anew"
+    add("--fresh", action="store_true", help=text)
     add("--dry-run", action="store_true", help="print each device's memory, and exit")
     add = parser.add_argument
     add("--compile", action="store_true", help="in a dry run, ask the compiler as well")

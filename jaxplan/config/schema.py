@@ -56,6 +56,18 @@ def _check_data_axis(size: int) -> int:
 DataAxis = Annotated[int, NumberOnly, AfterValidator(_check_data_axis)]
 
 
+def _check_run_name(name: str) -> str:
+    if name in (".", "..") or re.fullmatch(r"[A-Za-z0-9._=+@-]+", name) is None:
+        raise ValueError(
+            f"got '{name}', which is to be one folder in run_root; allowed: letters, "
+            "digits and . _ = + @ -"
+        )
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_check_run_name)]
+
+
 @section
 class AboutConfig:
     """What a config file is for: read by people, checked by the tests."""
@@ -392,13 +404,17 @@ class EvaluateConfig:
     seed: NonNegativeInt = 10_000  # first world seed of the panel
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
+    def __post_init__(self) -> None:
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"modes={list(self.modes)}: name at least one, each once")
+
 
 @section
 class SweepConfig:
     """What scripts/sweep.py varies: every value with every other, for every seed."""
 
     axes: tuple[tuple[str, tuple[float | str, ...]], ...] = ()  # keys, and their values
-    seeds: PositiveInt = 3  # 0, 1, ...
+    seeds: PositiveInt = 3  # seed, seed + 1, ...
 
 
 @section
@@ -418,7 +434,7 @@ class MeshConfig:
 class RunConfig:
     """One run: a list of stages over one world, one model, one run directory."""
 
-    name: str = "run"
+    name: RunName = "run"
     about: AboutConfig = Field(default_factory=AboutConfig)
     seed: NonNegativeInt = 0
     run_root: str = "runs"  # the run directory is run_root/name

@@ -17,6 +17,7 @@ from jaxplan.eval.priming import format_priming
 from jaxplan.eval.report import format_table
 from jaxplan.eval.scripted import format_play
 from jaxplan.io.metrics import Row, read_metrics
+from jaxplan.io.rundir import is_kept
 
 _BLOCK = re.compile(
     r"(?P<begin><!-- (?P<kind>\w+) of (?P<path>\S+) -->\n).*?(?P<end><!-- end -->)",
@@ -44,7 +45,8 @@ def keep_result(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the run has no report.
-        ValueError: the run had another config, or was made of code that no commit has.
+        ValueError: the run had another config, or its stages were not all made by one
+            commit without changes.
     """
     path = run_dir / "report" / "summary.json"
     if not path.exists():
@@ -53,10 +55,15 @@ def keep_result(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     other = _differences(summary["config"], config)
     if other:
         raise ValueError(f"{run_dir}: its config differs from the file's in {other}")
-    if summary["commit"] is None or summary["commit"].endswith("-dirty"):
+    made_by = _commits(run_dir, summary)
+    if len({*made_by.values()}) > 1 or not is_kept(summary["commit"]):
+        told = ", ".join(
+            f"{stage} by {name or 'an unknown commit'}"
+            for stage, name in made_by.items()
+        )
         raise ValueError(
-            f"{run_dir}: made by commit {summary['commit']}; commit first, so that "
-            "the result can be made again"
+            f"{run_dir}: made {told}; commit first and let one commit make every "
+            "stage, so that the result can be made again"
         )
     kept = ("commit", "versions", "hardware", "wall_seconds", "results")
     return {
@@ -65,6 +72,17 @@ def keep_result(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         **{key: summary[key] for key in kept},
         "measured": _measured(run_dir, read_metrics(run_dir)),
     }
+
+
+def _commits(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, str | None]:
+    """Who made each stage; None made those that tell of no commit or did not finish."""
+    markers = (run_dir / "stages").glob("*.json")
+    found = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in markers
+    }
+    stages = dict.fromkeys((*summary["config"]["stages"], *sorted(found), "report"))
+    told = {stage: found.get(stage, {}).get("commit") for stage in stages}
+    return told | {"report": summary["commit"]}
 
 
 def _differences(one: Any, other: Any, key: str = "") -> list[str]:
@@ -132,7 +150,7 @@ def table_of_measures(result: Mapping[str, Any]) -> str:
         ("of these, tracing and compiling", f"{wall['compile']:.0f}"),
     ]
     told = {
-        "peak memory": ("{peak_gib:.1f} GiB in PPO", ["peak_gib"]),
+        "peak memory": ("{peak_gib:.1f} GiB of the process", ["peak_gib"]),
         "rollout in PPO, median": (
             "{env_steps_per_second:,.0f} env steps/s, {tokens_per_second:,.0f} "
             "tokens/s",

@@ -21,7 +21,7 @@ from jaxplan.eval.replay import make_replay
 from jaxplan.eval.report import print_table, write_report
 from jaxplan.eval.scripted import describe_play, format_play, play_scripted_panel
 from jaxplan.io.progress import Progress
-from jaxplan.io.rundir import RunDirectory, commit, hardware, versions
+from jaxplan.io.rundir import RunDirectory, hardware, versions
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import LlamaParams
 from jaxplan.rollout.rounds import Language
@@ -193,7 +193,7 @@ def write_run_report(config: RunConfig, run: RunDirectory) -> Path:
     device = jax.devices()[0]
     summary = {
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "commit": commit(),
+        "commit": run.commit,
         "versions": versions(),
         "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
         "wall_seconds": seconds | {"compile": sum(compiling)},

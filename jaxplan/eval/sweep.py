@@ -7,7 +7,8 @@ training first, and intervals are over worlds; how much the seeds differ stands 
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxplan.config.schema import SweepConfig
 from jaxplan.eval.stats import bootstrap
 from jaxplan.io.metrics import read_metrics
 
+_OVER_WORLDS = "[over worlds]"  # what an interval covers; not the chance of training
 _NEVER, _ALWAYS = 0.01, 0.99  # plan rates beyond which an agent has stopped choosing
 
 
@@ -33,8 +35,11 @@ class Point:
     @property
     def name(self) -> str:
         """What tells it from the other points, fit for a folder's name."""
-        last = {key.rpartition(".")[2]: value for key, value in self.values.items()}
-        return "-".join(f"{key}={show_value(value)}" for key, value in last.items())
+        parts = (
+            f"{_shortest(key, self.values)}={show_value(value)}"
+            for key, value in self.values.items()
+        )
+        return re.sub(r"[^A-Za-z0-9._=+@-]+", "_", "-".join(parts))
 
     @property
     def overrides(self) -> list[str]:
@@ -43,8 +48,17 @@ class Point:
 
 
 def show_value(value: float | str) -> str:
-    """A value as people write it."""
-    return value if isinstance(value, str) else f"{value:g}"
+    """A value as people write it, with all of its digits."""
+    return value if isinstance(value, str) else repr(float(value)).removesuffix(".0")
+
+
+def _shortest(key: str, keys: Iterable[str]) -> str:
+    """The last words of a key, as few as tell it from the other keys."""
+    others = [f".{other}" for other in keys if other != key]
+    words = key.split(".")
+    ends = (".".join(words[first:]) for first in range(len(words) - 1, -1, -1))
+    clear = (end for end in ends if not any(o.endswith(f".{end}") for o in others))
+    return next(clear, key)
 
 
 def points(sweep: SweepConfig) -> Iterator[Point]:
@@ -143,7 +157,14 @@ def write_sweep(rows: Sequence[dict[str, Any]], folder: Path) -> str:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     keys = list(rows[0]["values"])
-    head = [*keys, "return", "by seed", "events", "plan tokens a step", "collapse"]
+    head = [
+        *keys,
+        f"return {_OVER_WORLDS}",
+        "by seed",
+        f"events {_OVER_WORLDS}",
+        f"plan tokens a step {_OVER_WORLDS}",
+        "collapse",
+    ]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         by_seed = " ".join(f"{value:.2f}" for value in row["return_by_seed"])
@@ -198,7 +219,7 @@ def _draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axes.annotate(
             label, (x["mean"], y["mean"]), textcoords="offset points", xytext=(6, 6)
         )
-    axes.set_xlabel("plan tokens a step")
-    axes.set_ylabel("return, without plan cost")
+    axes.set_xlabel(f"plan tokens a step {_OVER_WORLDS}")
+    axes.set_ylabel(f"return, without plan cost {_OVER_WORLDS}")
     axes.set_title(", ".join(rows[0]["values"]))
     figure.savefig(file, dpi=150)

@@ -1,9 +1,9 @@
 """The directory of a run: whose it is, by which config, and how far it has come.
 
 The same command always continues the run. A directory belongs to one config; a stage
-is done when its marker is there, and the marker holds its results. One run at a time
-works in it; of several processes the first one writes, and the others see the same
-directory on a shared disk.
+is done when its marker is there, and the marker holds its results and the commit that
+made them. One run at a time works in it; of several processes the first one writes, and
+the others see the same directory on a shared disk.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from jaxplan.core.processes import first_alone, is_first
 
 # What --resume may change in a run that has begun. Of two entries the longer key wins;
 # all other keys shape the data or the arrays and must stay.
-_FREE = "free"  # has no influence on results
+_FREE = "free"  # has no influence on results, and needs no --resume
 _UNFINISHED = "unfinished"  # while its stage is not done; with a notice
 _REDO = "redo"  # the stage and those after it are done again
 _MAY_CHANGE = {
@@ -58,6 +58,7 @@ _MAY_CHANGE = {
     "evaluate": _REDO,
 }
 _ORDER = ("collect", "sft", "ppo", "evaluate", "report")
+_TRAINING = ("sft", "ppo")  # whose agents evaluate plays with
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "craftax")
 
 Notify = Callable[[str], None]
@@ -79,6 +80,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
+        commit: of the code that works in it, as it was at the start.
 
     Raises:
         RunDirectoryError: another process works in it, or it is another config's.
@@ -95,6 +97,7 @@ class RunDirectory:
         notify: Notify = lambda sentence: None,
     ):
         self.path = Path(root).resolve() / config.name
+        self.commit = commit()
         self._notify = notify
         first_alone(lambda: self._open(config, resume, fresh))
 
@@ -114,8 +117,11 @@ class RunDirectory:
         return self._marker(stage).exists()
 
     def finish(self, stage: str, results: dict[str, Any]) -> None:
-        """Mark a stage as finished; ``results`` is JSON."""
-        first_alone(lambda: _write_json(self._marker(stage), results))
+        """Mark a stage as finished; ``results`` is JSON, the commit is added to it.
+
+        What was evaluated and reported of an agent before it was ready is open again.
+        """
+        first_alone(lambda: self._finish(stage, results))
 
     def results(self, stage: str) -> dict[str, Any]:
         """Read what a finished stage left.
@@ -131,7 +137,12 @@ class RunDirectory:
         return json.loads(self._marker(stage).read_text(encoding="utf-8"))
 
     def _marker(self, stage: str) -> Path:
-        return self.path / "stages" / f"{stage}.json"
+        return marker(self.path, stage)
+
+    def _finish(self, stage: str, results: dict[str, Any]) -> None:
+        if stage in _TRAINING:
+            self._reopen("evaluate")
+        _write_json(self._marker(stage), results | {"commit": self.commit})
 
     def _open(self, config: RunConfig, resume: bool, fresh: bool) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -176,6 +187,8 @@ class RunDirectory:
         _write_text(file, to_yaml(config))
 
     def _judge_changes(self, changed: list[tuple[str, Any, Any]], resume: bool) -> None:
+        free = [key for key, _, _ in changed if _rule(key) == _FREE]
+        changed = [change for change in changed if change[0] not in free]
         refused = [c for c in changed if not resume or not self._may_change(c[0])]
         if refused:
             hint = (
@@ -189,6 +202,9 @@ class RunDirectory:
                 + "\n".join(lines)
                 + f"\n{hint}--fresh moves the directory aside and begins anew."
             )
+        if free:
+            names = ", ".join(free)
+            self._notify(f"changed since the run began, without influence: {names}")
         for key, old, new in changed:
             self._notify(f"{key} was {old!r} until here and is now {new!r}")
             if _rule(key) == _REDO:
@@ -207,6 +223,29 @@ class RunDirectory:
                 part.unlink()
 
 
+def marker(run_dir: Path, stage: str) -> Path:
+    """The file that is there once a stage has finished."""
+    return run_dir / "stages" / f"{stage}.json"
+
+
+def check_finished(run_dir: Path, stage: str) -> None:
+    """Refuse the agent of a stage that is still training, or never began.
+
+    Raises:
+        RunDirectoryError: the stage has no marker.
+        OtherProcessError: the first process saw that.
+    """
+
+    def check() -> None:
+        if not marker(run_dir, stage).exists():
+            raise RunDirectoryError(
+                f"{run_dir}: {stage} has not finished there, so its agent cannot be "
+                "used yet; run that stage to its end first"
+            )
+
+    first_alone(check)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
     found = {"python": platform.python_version()}
@@ -219,15 +258,42 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """``git describe`` of the source tree, ``-dirty`` if changed; None without one."""
-    root = Path(__file__).resolve().parents[2]
+    """``git describe`` of the source tree, ``-dirty`` if changed; None without one.
+
+    A Python file that git does not know is a change, too.
+    """
+    return describe(Path(__file__).resolve().parents[2])
+
+
+def describe(root: Path) -> str | None:
+    """``commit`` of a source tree."""
     if not (root / ".git").exists():  # installed, or inside someone else's repository
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        name = _git(root, "describe", "--always", "--dirty")
+        new = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{name}-dirty" if new and not name.endswith("-dirty") else name
+
+
+def is_kept(name: str | None) -> bool:
+    """Tell whether a commit holds all of the code that ran as it."""
+    return name is not None and not name.endswith("-dirty")
+
+
+def warn_of(name: str | None) -> None:
+    """Say on stderr that a result of this commit cannot be made again, if so."""
+    if not is_kept(name):
+        sys.stderr.write(
+            f"warning: made by {name or 'an unknown commit'}; commit first, so that "
+            "the result can be made again\n"
+        )
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -168,6 +168,24 @@ def test_a_rule_between_fields_names_the_section_and_both_values(tmp_path):
     assert "sft: relay.after_updates=9 is not below updates=9" in error
 
 
+@pytest.mark.parametrize("modes", ["[]", "[never, every-2, never]"])
+def test_a_panel_has_modes_and_each_of_them_once(modes):
+    (error,) = errors_of(None, f"evaluate.modes={modes}")
+    assert "name at least one, each once" in error
+
+
+@pytest.mark.parametrize("name", ["''", ".", "..", "a/b", "/a", "a b", "é"])
+def test_a_run_is_named_by_one_folder(name):
+    (error,) = errors_of(None, f"name={name}")
+    assert error.startswith(f"command line: name: got '{name.strip(chr(39))}'")
+    assert "letters, digits and . _ = + @ -" in error
+
+
+@pytest.mark.parametrize("name", ["a-plan_cost=1e-05-0", "x@0.5", "..a", "sft+rl"])
+def test_names_that_scripts_make_are_allowed(name):
+    assert load_config(None, [f"name={name}"]).name == name
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -435,8 +453,9 @@ def configs():
     """Draw configs that differ from the default in a few keys of every type."""
     words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]))
     fields = {
-        "name": words
-        | st.sampled_from(["012", "no", "1:30", "null", "2026-01-02", ""]),
+        "name": st.from_regex(r"[A-Za-z0-9_=+@-]+", fullmatch=True)
+        | st.sampled_from(["012", "no", "1.5e3", "null", "2026-01-02"]),
+        "run_root": words | st.sampled_from(["1:30", ""]),
         "seed": st.integers(0, 2**63),
         "stages": st.lists(st.sampled_from(["collect", "sft", "ppo"])).map(tuple),
         "model": st.fixed_dictionaries(
@@ -495,6 +514,14 @@ def test_memory_without_a_unit_is_refused(capsys):
         parse_command_line(["--dry-run", "--device-memory", "80"])
     assert caught.value.code == 2
     assert "got '80'; wanted a number and one of GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--compile", "--device-memory=80GiB"])
+def test_what_only_a_dry_run_reads_is_refused_without_one(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line([flag])
+    assert caught.value.code == 2
+    assert "add it" in capsys.readouterr().err
 
 
 def test_mistakes_on_the_command_line_exit_with_2_and_no_traceback(capsys):

@@ -8,7 +8,13 @@ import pytest
 from jaxplan.eval.results import fill_tables, keep_result, result_path
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = {"name": "x", "seed": 3, "run_root": "runs", "ppo": {"gamma": 0.9, "clip": 1}}
+CONFIG = {
+    "name": "x",
+    "seed": 3,
+    "run_root": "runs",
+    "stages": ["sft", "report"],
+    "ppo": {"gamma": 0.9, "clip": 1},
+}
 INTERVAL = {"mean": 2.0, "low": 1.5, "high": 2.25}
 ROW = {
     "arm": "sft",
@@ -18,6 +24,8 @@ ROW = {
     "plan_tokens_per_turn": INTERVAL,
     "counts": {},
 }
+STAGES = ("sft", "evaluate-sft", "report")
+MARKERS = {stage: {"commit": "abc1234"} for stage in STAGES}
 WALL = {"collect": 30.0, "sft": 60.0, "ppo": None, "evaluate": 30.0, "compile": 12.0}
 
 
@@ -26,7 +34,10 @@ def run(tmp_path):
     folder = tmp_path / "run"
     (folder / "report").mkdir(parents=True)
 
-    def write(**changes):
+    def write(markers=MARKERS, **changes):
+        (folder / "stages").mkdir()
+        for stage, marker in markers.items():
+            (folder / "stages" / f"{stage}.json").write_text(json.dumps(marker))
         summary = {
             "config": CONFIG,
             "commit": "abc1234",
@@ -64,8 +75,21 @@ def test_where_a_run_lay_and_keys_of_later_code_do_not_matter(run):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"commit": "abc1234-dirty"}, "commit first"),
-        ({"commit": None}, "commit None"),
+        ({"commit": "abc1234-dirty"}, "report by abc1234-dirty"),
+        ({"commit": None}, "report by an unknown commit"),
+        ({"markers": MARKERS | {"sft": {}}}, "sft by an unknown commit"),
+        ({"markers": {"report": MARKERS["report"]}}, "sft by an unknown commit"),
+        (
+            {"markers": MARKERS | {"sft": {"commit": "0ld"}}},
+            "made sft by 0ld, report by abc1234, evaluate-sft by abc1234",
+        ),
+        (
+            {
+                "markers": {stage: {"commit": "abc1234-dirty"} for stage in STAGES},
+                "commit": "abc1234-dirty",
+            },
+            "sft by abc1234-dirty",
+        ),
         ({"config": CONFIG | {"ppo": {"gamma": 1.0, "clip": 1}}}, r"\['ppo.gamma'\]"),
     ],
 )
@@ -101,6 +125,14 @@ def test_tables_are_filled_and_the_rest_of_the_text_stays(run, tmp_path):
     for kept in ("before\n", "<!-- end -->\nbetween\n", "<!-- end -->\nafter\n"):
         assert kept in filled
     assert fill_tables(filled, tmp_path) == filled
+
+
+def test_peak_memory_is_told_as_that_of_the_process(run, tmp_path):
+    result = keep_result(run(), CONFIG)
+    result["measured"] |= {"peak_gib": 2.96}
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    filled = fill_tables("<!-- measures of r.json -->\n<!-- end -->\n", tmp_path)
+    assert "| peak memory | 3.0 GiB of the process |" in filled
 
 
 def test_an_unknown_table_is_refused(run, tmp_path):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from jaxplan.config.schema import SweepConfig
-from jaxplan.eval.sweep import collapse, points, summarise_point, write_sweep
+from jaxplan.eval.sweep import (
+    Point,
+    collapse,
+    points,
+    show_value,
+    summarise_point,
+    write_sweep,
+)
 
 SWEEP = SweepConfig(
     axes=(
@@ -47,6 +54,33 @@ def test_points_are_all_combinations():
     ]
     last = list(points(SWEEP))[-1]
     assert last.overrides == ["ppo.plan_cost=0.05", "ppo.mode=never"]
+
+
+def test_points_of_keys_with_one_last_word_are_told_apart():
+    coefficients = Point({"ppo.kl_coef.decide": 0.0, "ppo.ent_coef.decide": 0.5})
+    assert coefficients.name == "kl_coef.decide=0-ent_coef.decide=0.5"
+    nested = Point({"seed": 1.0, "evaluate.seed": 2.0, "ppo.gamma": 0.9})
+    assert nested.name == "seed=1-evaluate.seed=2-gamma=0.9"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, "0"),
+        (0.01, "0.01"),
+        (1e-5, "1e-05"),
+        (0.12345678, "0.12345678"),
+        (1234567.0, "1234567"),
+        ("[a/b]", "[a/b]"),
+    ],
+)
+def test_values_keep_their_digits(value, shown):
+    assert show_value(value) == shown
+    assert Point({"ppo.x": value}).overrides == [f"ppo.x={shown}"]
+
+
+def test_the_name_of_a_point_is_one_folder_whatever_its_values():
+    assert Point({"env.probe.kinds": "[plan, a/b]"}).name == "kinds=_plan_a_b_"
 
 
 def test_a_row_averages_seeds_before_worlds(tmp_path):
@@ -90,7 +124,10 @@ def test_table_and_figure_are_written(tmp_path):
     ]
     table = write_sweep(rows, tmp_path / "out")
     lines = table.splitlines()
-    assert lines[0].startswith("| ppo.plan_cost | ppo.mode | return |")
+    assert lines[0] == (
+        "| ppo.plan_cost | ppo.mode | return [over worlds] | by seed "
+        "| events [over worlds] | plan tokens a step [over worlds] | collapse |"
+    )
     assert lines[3].startswith("| 0.05 | dynamic | 2.00 [1.00, 3.00] | 2.00 |")
     assert lines[3].endswith("| never from 0 |")
     assert (tmp_path / "out" / "table.md").read_text() == table

@@ -13,9 +13,13 @@ from jaxplan.config.schema import RunConfig
 from jaxplan.io.rundir import (
     RunDirectory,
     RunDirectoryError,
+    check_finished,
     commit,
+    describe,
     hardware,
+    is_kept,
     versions,
+    warn_of,
 )
 
 
@@ -39,7 +43,7 @@ def test_the_same_command_continues_with_the_stages_done(tmp_path):
         run.finish("collect", {"episodes": 3})
     with RunDirectory(tmp_path, CONFIG) as run:
         assert run.is_done("collect")
-        assert run.results("collect") == {"episodes": 3}
+        assert run.results("collect") == {"episodes": 3, "commit": run.commit}
         with pytest.raises(RunDirectoryError, match="stage sft has not finished"):
             run.results("sft")
 
@@ -93,6 +97,41 @@ def test_more_iterations_reopen_ppo_and_what_follows(tmp_path):
     assert done == ["collect", "sft"]
 
 
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_what_was_told_of_an_agent_in_training_is_told_anew_when_it_is_ready(
+    tmp_path, stage
+):
+    with RunDirectory(tmp_path, CONFIG) as run:
+        for early in ("collect", "evaluate-sft+rl", "evaluate", "report"):
+            run.finish(early, {})
+        run.finish(stage, {})
+        left = {file.stem for file in run.path.glob("stages/*")}
+    assert left == {"collect", stage}
+
+
+def test_an_agent_is_refused_until_its_stage_has_finished(tmp_path):
+    with RunDirectory(tmp_path, CONFIG) as run:
+        with pytest.raises(RunDirectoryError, match="toy: ppo has not finished"):
+            check_finished(run.path, "ppo")
+        run.finish("ppo", {})
+        check_finished(run.path, "ppo")
+
+
+def test_keys_without_influence_change_freely_with_one_notice(tmp_path):
+    with RunDirectory(tmp_path, CONFIG):
+        pass
+    notices = []
+    other = change(change(CONFIG, "about", question="?"), "sweep", seeds=5)
+    with RunDirectory(tmp_path, other, notify=notices.append) as run:
+        assert load_config(run.path / "config.yaml") == other
+    (notice,) = notices
+    assert notice.endswith("without influence: about.question, sweep.seeds")
+    with pytest.raises(RunDirectoryError) as caught:
+        RunDirectory(tmp_path, change(CONFIG, "ppo", gamma=0.5))
+    assert "ppo.gamma" in str(caught.value)
+    assert "sweep.seeds" not in str(caught.value)
+
+
 def test_logging_keys_change_without_any_stage_being_done_again(tmp_path):
     with RunDirectory(tmp_path, CONFIG) as run:
         run.finish("ppo", {})
@@ -110,7 +149,7 @@ def test_fresh_moves_the_old_directory_aside_and_deletes_nothing(tmp_path):
             run.finish("collect", {"width": width})
     for name, width in (("toy.old-1", 32), ("toy.old-2", 64), ("toy", 96)):
         marker = tmp_path / name / "stages" / "collect.json"
-        assert json.loads(marker.read_text()) == {"width": width}
+        assert json.loads(marker.read_text())["width"] == width
 
 
 def test_fresh_does_not_move_a_directory_that_is_in_use(tmp_path):
@@ -191,3 +230,35 @@ def test_what_a_result_was_measured_on_is_recorded():
     assert commit() is None or commit()
     assert hardware("cpu (2 devices)").endswith("; cpu (2 devices)")
     assert f"{len(os.sched_getaffinity(0))} cores" in hardware("cpu")
+
+
+def test_a_source_tree_is_dirty_by_changes_and_by_python_files_git_has_not(tmp_path):
+    def git(*arguments):
+        names = ("-c", "user.name=a", "-c", "user.email=b")
+        subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True)
+
+    assert describe(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    clean = describe(tmp_path)
+    assert is_kept(clean)
+    for other in ("notes.txt", "ignored.py"):
+        (tmp_path / other).write_text("")
+    assert describe(tmp_path) == clean
+    (tmp_path / "b.py").write_text("b = 2\n")
+    assert describe(tmp_path) == f"{clean}-dirty"
+    (tmp_path / "b.py").unlink()
+    (tmp_path / "a.py").write_text("a = 3\n")
+    assert describe(tmp_path) == f"{clean}-dirty"
+
+
+def test_only_code_that_no_commit_has_is_warned_of(capsys):
+    warn_of("abc1234")
+    assert not capsys.readouterr().err
+    warn_of("abc1234-dirty")
+    assert capsys.readouterr().err.startswith("warning: made by abc1234-dirty; commit")
+    warn_of(None)
+    assert capsys.readouterr().err.count("\n") == 1

@@ -9,13 +9,13 @@ import pytest
 from tests.scripts.test_train import ENVIRONMENT, REPOSITORY, TINY
 
 
-def bench(*arguments):
+def bench(*arguments, **environment):
     script = str(REPOSITORY / "scripts" / "bench.py")
     return subprocess.run(
         [sys.executable, script, *arguments],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         check=False,
     )
 
@@ -47,3 +47,12 @@ def test_a_bad_repeat_and_a_bad_key_are_refused_at_once(tmp_path):
     done = bench("--config", str(config), "--repeats", "0")
     assert done.returncode == 2
     assert "--repeats 0" in done.stderr
+
+
+def test_a_jax_that_does_not_start_is_told_in_one_line(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text("name: tiny\n")
+    refused = bench("--config", str(config), JAX_PLATFORMS="abacus")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "error: Unable to initialize backend 'abacus'" in refused.stderr

@@ -12,7 +12,7 @@ CONFIG = "configs/experiments/estimators/config.yaml"
 SMALL = ["rollout.num_lanes=4", "ppo.iterations=2", "sweep.seeds=2", "plan.budget=1"]
 
 
-def compare(root, *arguments):
+def compare(root, *arguments, **environment):
     script = str(REPOSITORY / "scripts" / "compare.py")
     command = [sys.executable, script, "--config", CONFIG, f"run_root={root}", *SMALL]
     return subprocess.run(
@@ -20,7 +20,7 @@ def compare(root, *arguments):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
     )
 
 
@@ -37,6 +37,13 @@ def test_mistakes_are_told(tmp_path, arguments, code, sentence):
     assert refused.returncode == code
     assert sentence in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_jax_that_does_not_start_is_told_in_one_line(tmp_path):
+    refused = compare(tmp_path, JAX_PLATFORMS="abacus")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "error: Unable to initialize backend 'abacus'" in refused.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from jaxplan.config.hugging_face import load_hf_shape
-from jaxplan.config.schema import ModelConfig
+from jaxplan.config.reader import to_yaml
+from jaxplan.config.schema import ModelConfig, RunConfig
 from jaxplan.io.metrics import read_metrics
 from jaxplan.io.weights import copy_tokenizer
 from jaxplan.models.convert import load_hf_llama, save_hf_llama
@@ -94,6 +95,16 @@ def test_weights_are_evaluated_and_reinforced_without_sft(tmp_path):
     summary = json.loads((tmp_path / "tiny" / "report" / "summary.json").read_text())
     arms = dict.fromkeys(row["arm"] for row in summary["results"])
     assert list(arms) == ["random", "weights", "weights+rl"]
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "sft" / "3").mkdir(parents=True)
+    (run / "config.yaml").write_text(to_yaml(RunConfig(name="run")))
+    refused = convert("export", tmp_path / "out", "--run", run)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert f"error: checkpoint {run / 'checkpoints/sft/3'}: damaged" in refused.stderr
 
 
 @pytest.mark.slow

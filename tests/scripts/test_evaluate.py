@@ -22,6 +22,14 @@ def test_evaluate_plays_the_expert_and_tells_its_tables(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_agent_in_training_is_not_evaluated(tmp_path):
+    refused = start("evaluate.py", tmp_path, "evaluate.arms=[random,sft+rl]")
+    assert refused.returncode == 2
+    assert "tiny: ppo has not finished" in refused.stderr
+    assert not list((tmp_path / "tiny").glob("stages/*")), "random was not played"
+
+
+@pytest.mark.slow
 def test_a_stage_that_is_not_in_the_config_is_not_run(tmp_path):
     done = start("evaluate.py", tmp_path, "stages=[collect]")
     assert done.returncode == 2

@@ -7,6 +7,22 @@ import pytest
 from tests.scripts.test_collect import start
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--seeds", "0"], "'0': a number from 1 on is wanted"),
+        (["--curve-steps", "none"], "'none': a number from 1 on is wanted"),
+        (["name=a/b"], "letters, digits"),
+        (["plan.prices=[0,1]"], "plan.prices=[0.0, 1.0]"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, sentence):
+    refused = start("prime.py", tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert sentence in refused.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
 @pytest.mark.slow
 def test_priming_makes_its_table_with_one_command(tmp_path):
     few = (

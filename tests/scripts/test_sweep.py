@@ -42,6 +42,12 @@ def test_the_jobs_are_listed(tmp_path):
     assert f"ppo.start={tmp_path / 'tiny-sweep-primed-0'}" in lines[1]
     elsewhere = sweep(tmp_path, "--list", "ppo.start=runs/other")
     assert elsewhere.stdout.count("ppo.start=runs/other") == 2
+    seeds = sweep(tmp_path, "--list", "seed=7", "sweep.seeds=2").stdout.splitlines()
+    assert [line.split()[1] for line in seeds[::2]] == [
+        "tiny-sweep-plan_cost=0-7",
+        "tiny-sweep-plan_cost=0-8",
+    ]
+    assert "seed=8" in seeds[-1].split()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,13 @@ def test_the_jobs_are_listed(tmp_path):
     [
         (["sweep.axes=[]"], "sweep.axes: empty"),
         (["sweep.axes=[[ppo.plan_cots, [1]]]"], "'plan_cost'?"),
+        (["sweep.axes=[[sft.updates, [1, 2]]]"], "sft.updates would change nothing"),
+        (["sweep.axes=[[seed, [1, 2]]]"], "seed would change nothing"),
+        (["sweep.axes=[[ppo.gamma, [0.9, 0.9]]]"], "two points have one name"),
+        (["plan.prices=[0, 1]"], "plan.prices=[0.0, 1.0]"),
         (["--index", "2"], "there are 0 to 1"),
+        (["--index", "foo"], "a number of --list is wanted, or 'shared'"),
+        (["--fresh"], "unrecognized arguments: --fresh"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, sentence):
@@ -73,3 +85,6 @@ def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was(tmp_path):
     assert again.returncode == 0
     assert again.stderr.count("done before") == 1 + 1 + 2 * 2
     assert again.stdout == first.stdout
+    resumed = sweep(tmp_path, "--index", "shared", "--resume", "ppo.gamma=0.9")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count("ppo.gamma was 0.99 until here and is now 0.9") == 2

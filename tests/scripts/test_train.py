@@ -44,14 +44,16 @@ def command(root: Path, *overrides: str) -> list[str]:
     return [*program, f"run_root={root}", *TINY, *overrides]
 
 
-def train(root: Path, *overrides: str) -> subprocess.CompletedProcess:
+def train(
+    root: Path, *overrides: str, **environment: str
+) -> subprocess.CompletedProcess:
     """Run to the end."""
     return subprocess.run(
         command(root, *overrides),
         cwd=root,
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
     )
 
 
@@ -244,6 +246,31 @@ def test_a_mistake_is_explained_before_anything_runs(tmp_path, override, sentenc
     assert "Traceback" not in refused.stderr
     assert sentence in refused.stderr
     assert not (tmp_path / "tiny" / "dataset").exists()
+
+
+def test_an_sft_that_ppo_would_not_start_from_is_refused(tmp_path):
+    refused = train(tmp_path, "ppo.start=chance")
+    assert refused.returncode == 2
+    assert "ppo.start=chance leaves nothing to do for the SFT" in refused.stderr
+    assert not (tmp_path / "tiny").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_jax_that_does_not_start_is_told_in_one_line(tmp_path, flags):
+    refused = train(tmp_path, *flags, JAX_PLATFORMS="abacus")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "error: Unable to initialize backend 'abacus'" in refused.stderr
+
+
+def test_a_run_root_that_is_no_folder_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    refused = train(tmp_path, f"run_root={tmp_path / 'file'}")
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert str(tmp_path / "file") in refused.stderr
+    plain = train(tmp_path, f"run_root={tmp_path / 'file'}", JAXPLAN_TRACEBACK="1")
+    assert "Traceback" in plain.stderr
 
 
 @pytest.mark.slow
