@@ -15,6 +15,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from jaxplan.io.stopping import EXIT_CODE
 
@@ -33,7 +34,8 @@ def run_jobs(command: Sequence[str], jobs: Sequence[Job], at_once: int = 1) -> i
     Returns:
         0, or the exit status of the first one that did not end with 0.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = _cores()
+    at_once = max(1, min(at_once, len(jobs)))  # who is alone has all cores
     crew = _Crew(command, [cores[number::at_once] for number in range(at_once)])
     with crew.hears_signals(), ThreadPoolExecutor(at_once) as pool:
         statuses = list(pool.map(crew.work, jobs))
@@ -46,12 +48,18 @@ def jobs_at_once(text: str) -> int:
     Raises:
         ArgumentTypeError: no number, or one that leaves a job without a core.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = len(_cores())
     if not text.isdecimal() or not 1 <= int(text) <= cores:
         raise ArgumentTypeError(
             f"{text!r}: each job needs a core, so give a number from 1 to {cores}"
         )
     return int(text)
+
+
+def _cores() -> list[int]:
+    if sys.platform == "linux":
+        return sorted(os.sched_getaffinity(0))
+    return [0]  # elsewhere a process cannot be held to some of them
 
 
 def _tell(line: str) -> None:
@@ -78,38 +86,43 @@ class _Crew:
         name, overrides = job
         _tell(f"== {name}\n")
         command = [*self._command, f"name={name}", *overrides]
-        share = self._shares.get()
-        if self._alone:
-            status = self._run(command)
-        else:
-            status = self._run_on(share, command, name)
-        self._shares.put(share)
-        self._stop |= status != 0
+        share, status = self._shares.get(), EXIT_CODE
+        try:
+            if self._alone:
+                status = self._run(command)
+            else:
+                status = self._run_on(share, command, name)
+        finally:  # whatever happened, nobody waits for this share for ever
+            self._stop |= status != 0
+            self._shares.put(share)
         return status
 
     def _run(self, command: Sequence[str]) -> int:
-        with self._started(subprocess.Popen(command)) as process:
+        with self._started(command) as process:
             return process.wait()
 
     def _run_on(self, cores: Sequence[int], command: Sequence[str], name: str) -> int:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        os.sched_setaffinity(process.pid, cores)  # before it counts them
-        with self._started(process):
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with self._started(command, errors="replace", **piped) as process:
+            os.sched_setaffinity(process.pid, cores)  # before it counts them
             assert process.stdout is not None
             for line in process.stdout:
                 _tell(f"{name}: {line}")
             return process.wait()
 
     @contextmanager
-    def _started(self, process: subprocess.Popen) -> Generator[subprocess.Popen]:
-        self._running.add(process)
-        try:
-            with process:
+    def _started(
+        self, command: Sequence[str], **options: Any
+    ) -> Generator[subprocess.Popen]:
+        """Start a process that no signal of a terminal reaches but through us."""
+        with subprocess.Popen(command, process_group=0, **options) as process:
+            self._running.add(process)
+            if self._stop:  # since we looked
+                process.terminate()
+            try:
                 yield process
-        finally:
-            self._running.discard(process)
+            finally:
+                self._running.discard(process)
 
     @contextmanager
     def hears_signals(self) -> Generator[None]:
@@ -125,6 +138,5 @@ class _Crew:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._stop = True
-        if number == signal.SIGTERM:  # a terminal sends SIGINT to the jobs itself
-            for process in tuple(self._running):
-                process.send_signal(number)
+        for process in tuple(self._running):
+            process.send_signal(number)

@@ -77,6 +77,12 @@ def test_jobs_side_by_side_share_the_cores_and_are_told_apart(tmp_path, capfd):
     assert {f"{name}: hello from {name}" for name in "abc"} <= set(lines)
 
 
+@pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
+def test_a_job_that_is_alone_has_all_cores(tmp_path):
+    assert run_jobs([sys.executable, "-c", TELL], tell(tmp_path, 0), 2) == 0
+    assert [int(word) for word in (tmp_path / "a").read_text().split()[2:]] == CORES
+
+
 def test_nothing_is_started_after_a_failure(tmp_path):
     assert run_jobs([sys.executable, "-c", TELL], tell(tmp_path, 0, 3, 0)) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
