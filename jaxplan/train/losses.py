@@ -44,9 +44,8 @@ class Sampler:
     Attributes:
         decide: log-probability of planning, or of acting, as sampled.
         which: of the token among its like, as sampled.
-        old: scores of the policy before the update: what the ratio is to in
-            ``decoupled``, and that of the decision where a coin makes a share of them;
-            None where the sampler itself is what all ratios are to.
+        old: scores of the policy before the update; None in ``bypass``, where the
+            sampler itself is what the ratio is to.
         slot: of the turn each decision belongs to.
     """
 
@@ -175,9 +174,6 @@ def policy_loss(
     Returns:
         The loss, and metrics by role; a mean is NaN where the role has no token.
     """
-    # A coin's decision is weighted for the coin, and its ratio clipped around 1: around
-    # the ratio to the coin a rare decision's would lie outside before any update, and
-    # a bad one would never be unlearnt.
     old = sampler.old
     decide = _factors(
         (scores.decide, explored(scores.decide, config.decide_explore)),
@@ -189,7 +185,7 @@ def policy_loss(
     which = _factors(
         (scores.which, scores.which),
         sampler.which,
-        old.which if old is not None and config.off_policy == "decoupled" else None,
+        None if old is None else old.which,
         reference_kl(scores.which, reference.which),
         scores.which_entropy,
     )

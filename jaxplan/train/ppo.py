@@ -157,11 +157,6 @@ def _slots(
     return inside, of_turn(turns.end.complete, inside) & decisions.mask
 
 
-def _needs_old(config: PpoConfig) -> bool:
-    """Whether some ratio is to the policy before the update, and not to the sampler."""
-    return config.off_policy == "decoupled" or config.decide_explore > 0
-
-
 def _plan_ends(
     decisions: Decisions, slot: Int[Array, "B M"], turns: Turns
 ) -> Int[Array, "B H"]:
@@ -283,7 +278,7 @@ def prepare(
         sampler=Sampler(
             decide=decisions.decide_log_prob,
             which=decisions.log_prob - decisions.decide_log_prob,
-            old=view.scores if _needs_old(config) else None,
+            old=view.scores if config.off_policy == "decoupled" else None,
             slot=slot,
         ),
         advantages=advantages,

@@ -369,7 +369,7 @@ def test_stale_samples_count_by_how_much_less_sure_the_sampler_was():
         masks,
         advantages,
         jnp.float32(4),
-        dataclasses.replace(PLAIN, off_policy="decoupled"),
+        PLAIN,
     )
     weights = 1.25 + 2.0 + 2.0  # of decide, and of the others, where 6 is cut to 2
     np.testing.assert_allclose(loss, -weights * 4 / 4, rtol=1e-5)
@@ -385,7 +385,7 @@ def test_an_explored_decision_is_no_error_of_the_ratio():
     scores = scores_of(decide, decide)
     loss, metrics = policy_loss(
         scores,
-        sampler_of(mixed, decide, old=scores),
+        sampler_of(mixed, decide),
         scores,
         RoleMasks(decide=mixed < 0, plan=mixed > 0, action=mixed > 0),
         jnp.ones(SHAPE),
@@ -394,36 +394,7 @@ def test_an_explored_decision_is_no_error_of_the_ratio():
     )
     np.testing.assert_allclose(loss, -p / ((1 - share) * p + share / 2), rtol=1e-5)
     np.testing.assert_allclose(metrics["ppo/ratio_error_decide"], 0, atol=1e-6)
-    assert metrics["ppo/clip_fraction_decide"] == 0
     assert np.isnan(metrics["ppo/plan_entropy"]), "there is no plan token"
-
-
-@pytest.mark.parametrize("level", ["token", "turn"])
-@pytest.mark.parametrize("advantage", [1.0, -1.0])
-def test_what_a_coin_decided_is_learnt_whether_good_or_bad(advantage, level):
-    """In expectation over the coin the gradient is that of the policy's own turns."""
-    p, share = 0.05, 0.1
-    mu = (1 - share) * p + share / 2
-    decide, which = jnp.log(jnp.full(SHAPE, p)), jnp.zeros(SHAPE)
-    slot = jnp.broadcast_to(jnp.arange(SHAPE[1]), SHAPE)  # a turn for each
-    config = dataclasses.replace(PLAIN, decide_explore=share, ratio_level=level)
-    nowhere = jnp.zeros(SHAPE, bool)
-
-    def loss(ours):
-        return policy_loss(
-            scores_of(ours, which),
-            sampler_of(
-                jnp.log(jnp.full(SHAPE, mu)), which, scores_of(decide, which), slot
-            ),
-            scores_of(decide, which),
-            RoleMasks(decide=~nowhere, plan=nowhere, action=nowhere),
-            jnp.full(SHAPE, advantage),
-            jnp.float32(12),
-            config,
-        )[0]
-
-    gradient = jax.grad(loss)(decide)
-    np.testing.assert_allclose(gradient, -advantage * p / mu / 12, rtol=1e-4)
 
 
 @given(NUMBERS, NUMBERS, MASKS)
