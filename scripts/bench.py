@@ -41,7 +41,7 @@ def main() -> int:
 
     from jaxplan.core.runtime import start_jax
     from jaxplan.io.checkpoints import CheckpointDamagedError
-    from jaxplan.io.rundir import commit, hardware, versions
+    from jaxplan.io.rundir import made_by
     from jaxplan.io.stopping import StopRequest
     from jaxplan.train.bench import log_prob_errors, time_iterations
     from jaxplan.train.setting import load_policy
@@ -68,13 +68,10 @@ def main() -> int:
     except (CheckpointDamagedError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    device = jax.devices()[0]
     about = {
         "name": config.name,
         "start": config.ppo.start,
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
+        **made_by(),
         "repeats": args.repeats,
     }
     print(json.dumps(about | measured | {"log_prob_error": errors}, indent=2))

@@ -105,23 +105,19 @@ def train_points(config: RunConfig, points: list) -> list[tuple]:
 
 
 def _write(config: RunConfig, curves: list[tuple], seconds: float) -> str:
-    import jax
-
     from jaxplan.eval.comparison import summarise_seeds, write_comparison
-    from jaxplan.io.rundir import commit, hardware, versions, warn_of
+    from jaxplan.io.rundir import made_by, warn_of
 
     rows: list[dict] = []
     for point, metrics in curves:
         first = rows[0] if rows else None
         rows.append(summarise_seeds(point, metrics, first, config.evaluate.confidence))
-    device, made_by = jax.devices()[0], commit()
-    warn_of(made_by)
+    made = made_by()
+    warn_of(made["commit"])
     about = {
         "question": config.about.question,
         "run": config.about.run,
-        "commit": made_by,
-        "versions": versions(),
-        "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
+        **made,
         "wall_seconds": seconds,
         "seeds": config.sweep.seeds,
         "iterations": config.ppo.iterations,

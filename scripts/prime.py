@@ -116,10 +116,8 @@ def _count(text: str) -> int:
 
 
 def _write(config: RunConfig, seeds: int) -> str:
-    import jax
-
     from jaxplan.eval.priming import format_priming, measure, read_student, summarise
-    from jaxplan.io.rundir import commit, hardware, versions, warn_of
+    from jaxplan.io.rundir import made_by, warn_of
 
     root, name = Path(config.run_root), config.name
 
@@ -138,14 +136,12 @@ def _write(config: RunConfig, seeds: int) -> str:
         for student, paths in runs.items()
     ]
     every = [run for paths in runs.values() for run in paths]
-    device, made_by = jax.devices()[0], commit()
-    warn_of(made_by)
+    made = made_by()
+    warn_of(made["commit"])
     result = {
         "question": config.about.question,
         "run": config.about.run,
-        "commit": made_by,
-        "versions": versions(),
-        "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
+        **made,
         **measure(root / f"{name}-data", [*every, *forced.values()]),
         "students": summarise(students, events, config.evaluate.confidence),
         "curves": {student: results(run) for student, run in forced.items()},

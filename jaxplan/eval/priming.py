@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from jaxplan.eval.report import crafter_score
 from jaxplan.eval.stats import bootstrap, paired_difference
 from jaxplan.io.metrics import read_metrics
+from jaxplan.io.rundir import marker
 
 _RESAMPLES = 2_000  # of the worlds, for the score
 
@@ -73,12 +74,8 @@ def read_student(
     )
 
 
-def _marker(run: Path, stage: str) -> Path:
-    return run / "stages" / f"{stage}.json"
-
-
 def _read(run: Path, stage: str) -> dict[str, Any]:
-    return json.loads(_marker(run, stage).read_text(encoding="utf-8"))
+    return json.loads(marker(run, stage).read_text(encoding="utf-8"))
 
 
 def summarise(
@@ -166,7 +163,7 @@ def measure(data: Path, runs: Sequence[Path]) -> dict[str, Any]:
     told = {
         name: value for name, value in card.items() if isinstance(value, float | int)
     }
-    sft = [_read(run, "sft") for run in runs if _marker(run, "sft").exists()]
+    sft = [_read(run, "sft") for run in runs if marker(run, "sft").exists()]
     seconds = {"collect": _read(data, "collect")["wall_seconds"]}
     seconds["sft"] = sum(own["wall_seconds"] for own in sft)
     seconds["evaluate"] = sum(_read(run, "evaluate")["wall_seconds"] for run in runs)

@@ -21,7 +21,7 @@ from jaxplan.eval.replay import make_replay
 from jaxplan.eval.report import print_table, write_report
 from jaxplan.eval.scripted import describe_play, format_play, play_scripted_panel
 from jaxplan.io.progress import Progress
-from jaxplan.io.rundir import RunDirectory, hardware, versions
+from jaxplan.io.rundir import RunDirectory, made_by
 from jaxplan.io.stopping import Stopped, StopRequest
 from jaxplan.models.params import LlamaParams
 from jaxplan.rollout.rounds import Language
@@ -190,12 +190,10 @@ def write_run_report(config: RunConfig, run: RunDirectory) -> Path:
     stages = {name: _results_or_nothing(run, name) for name in _TIMED_STAGES}
     seconds = {name: stage.get("wall_seconds") for name, stage in stages.items()}
     compiling = [stage.get("compile_seconds", 0.0) for stage in stages.values()]
-    device = jax.devices()[0]
     summary = {
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "commit": run.commit,
-        "versions": versions(),
-        "hardware": hardware(f"{jax.device_count()} x {device.device_kind}"),
+        **made_by(),
+        "commit": run.commit,  # of the start, whatever has been committed since
         "wall_seconds": seconds | {"compile": sum(compiling)},
         "results": results,
     }

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxplan.config.reader import ConfigError, differences, load_config, to_yaml
 from jaxplan.config.schema import RunConfig
 from jaxplan.core.processes import first_alone, is_first
@@ -297,15 +299,17 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def hardware(accelerator: str) -> str:
-    """One line on the machine.
+def made_by() -> dict[str, Any]:
+    """What a result was made by: ``commit``, ``versions`` and ``hardware``."""
+    return {"commit": commit(), "versions": versions(), "hardware": hardware()}
 
-    Args:
-        accelerator: what JAX computes on, in the caller's words, for example ``cpu``.
-    """
+
+def hardware() -> str:
+    """One line on the machine and on the devices that JAX computes on."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{_cpu_model()}, {cores} cores, {memory:.0f} GiB memory; {accelerator}"
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{_cpu_model()}, {cores} cores, {memory:.0f} GiB memory; {devices}"
 
 
 def _cpu_model() -> str:
