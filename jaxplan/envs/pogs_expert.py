@@ -4,15 +4,16 @@ The explorer (after gym-pogs 7acec95, ``MemorySymbolicPOGSAgent``) goes to the t
 soon as it knows a way, and before that to the nearest node at the edge of what it
 knows. What it says is read off its memory at that very step::
 
-     visited 16 3 5 3 , open 16 3 , nearest open , go 7 9
-     visited 16 3 5 3 7 3 , open 16 , dead end , go 16
-     visited 16 3 5 3 7 3 16 , open , target seen , go 2 11
+     visited 16 3 5 , open 16 3 , nearest open , go 7 9
+     visited 16 3 5 7 , open 16 , dead end , go 3
+     visited 16 3 5 7 2 , open , target seen , go 11
 
-``visited`` is the walk so far, so that the way back can be read from it; ``open`` are
-the visited nodes beyond which something is unexplored, the newest first; then why, and
-which way. What is remembered is said even where the target is seen: a student that says
-so by mistake would otherwise have forgotten everything. A way is said as far as a
-reader who has no more than the plan and the view could know it.
+``visited`` are the nodes it has been at in the order of its first visits, each once: in
+a tree the way back from a node is over the only neighbour before it in that list.
+``open`` are the visited nodes beyond which something is unexplored, the newest first;
+then why, and which way. What is remembered is said even where the target is seen: a
+student that says so by mistake would otherwise have forgotten everything. A way is said
+as far as a reader who has no more than the plan and the view could know it.
 """
 
 import dataclasses
@@ -34,9 +35,9 @@ from jaxplan.envs.pogs_graph import (
     view,
 )
 
-# The most a plan says: the last nodes of the walk, the newest open ones, the first
-# nodes of the way.
-WALK, OPEN, WAY = 24, 6, 8
+# The most a plan says: the newest visited nodes, the newest open ones, the first nodes
+# of the way.
+VISITED, OPEN, WAY = 24, 3, 4
 _WORDS = ("visited", "open", "nearest", "dead", "end", "target", "seen", "go", ",")
 
 
@@ -53,7 +54,7 @@ class Memory:
         known: the edges seen.
         explored: nodes whose neighbours are all known.
         first_seen: number of the visit that was a node's first; ``NOWHERE`` for none.
-        walk: the last nodes it was at, the current one at the end.
+        last: the node it was at; ``NOWHERE`` before the first.
         visits: nodes walked to, the start included.
         goal: the node at the edge of the known it goes to; ``NOWHERE`` for none.
         returns: how often it came from new ground to visited ground.
@@ -63,7 +64,7 @@ class Memory:
     known: Bool[Array, "*axes N N"]
     explored: Bool[Array, "*axes N"]
     first_seen: Int[Array, "*axes N"]
-    walk: Int[Array, "*axes walk"]
+    last: Int[Array, "*axes"]
     visits: Int[Array, "*axes"]
     goal: Int[Array, "*axes"]
     returns: Int[Array, "*axes"]
@@ -90,7 +91,7 @@ def blank_memory(num_nodes: int) -> Memory:
         known=jnp.zeros((num_nodes, num_nodes), bool),
         explored=jnp.zeros(num_nodes, bool),
         first_seen=jnp.full(num_nodes, NOWHERE, jnp.int32),
-        walk=jnp.full(WALK, NOWHERE, jnp.int32),
+        last=none,
         visits=zero,
         goal=none,
         returns=zero,
@@ -158,17 +159,16 @@ def explore(
 
 
 def _take_in(memory: Memory, seen: PogsView) -> Memory:
-    """Add what is seen; the walk grows when the player has moved."""
+    """Add what is seen, and the visit where the player has moved."""
     here = seen.current
-    moved = memory.walk[-1] != here
+    moved = memory.last != here
     visited = memory.first_seen[here] >= 0
-    longer = jnp.append(memory.walk[1:], here)
     first = jnp.where(visited, memory.first_seen[here], memory.visits)
     return dataclasses.replace(
         memory,
         known=memory.known | seen.edges,
         first_seen=memory.first_seen.at[here].set(first),
-        walk=jnp.where(moved, longer, memory.walk),
+        last=here,
         visits=memory.visits + moved.astype(jnp.int32),
         returns=memory.returns
         + (moved & visited & ~memory.returning).astype(jnp.int32),
@@ -229,7 +229,7 @@ def say_plan(
     remembered = jnp.concatenate(
         [
             say("visited"),
-            memory.walk,
+            _visited(memory.first_seen),
             say(", open"),
             _newest_first(_open_nodes(memory, k_hops), memory.first_seen),
             say(","),
@@ -244,6 +244,15 @@ def say_plan(
         ]
     )
     return Phrases(ids=jnp.maximum(words, 0).astype(jnp.int32), mask=words >= 0)
+
+
+def _visited(first_seen: Int[Array, " N"]) -> Int[Array, " N"]:
+    """List the newest visited nodes, the oldest of them first, then ``NOWHERE``."""
+    visited = first_seen >= 0
+    order = jnp.argsort(jnp.where(visited, first_seen, jnp.iinfo(jnp.int32).max))
+    place, count = jnp.arange(order.shape[0]), jnp.sum(visited)
+    said = (place < count) & (place >= count - VISITED)
+    return jnp.where(said, order, NOWHERE)
 
 
 def _open_nodes(memory: Memory, k_hops: int) -> Bool[Array, " N"]:

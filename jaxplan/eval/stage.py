@@ -112,7 +112,7 @@ def _plays(
     """What a policy plays, by name: the panel, once for each price it is told."""
     language = make_language(tokenizer, panel.env, config.plan)
     told = {
-        f"{arm}@{price:g}": language.saying(number)
+        f"{arm}@{price:.12g}": language.saying(number)
         for number, price in enumerate(config.plan.prices)
     } or {arm: language}
 

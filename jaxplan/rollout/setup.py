@@ -40,7 +40,7 @@ def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Langu
 
 def _price_tags(prices: tuple[float, ...]) -> list[str]:
     """What the prompt ends with, once for each price; without prices, nothing."""
-    return [f"\n\nA plan token costs {price:g}." for price in prices] or [""]
+    return [f"\n\nA plan token costs {price:.12g}." for price in prices] or [""]
 
 
 def _edges(phrases: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -347,7 +347,9 @@ def rollout_metrics(
         "rollout/plan_rate": masked_mean(planned, said),
         "rollout/plan_tokens_per_turn": masked_mean(plan_tokens, said),
         **{
-            f"rollout/plan_rate_at_{price:g}": masked_mean(planned[lanes], said[lanes])
+            f"rollout/plan_rate_at_{price:.12g}": masked_mean(
+                planned[lanes], said[lanes]
+            )
             for price, lanes in zip(prices, told, strict=True)
         },
         "rollout/plan_tokens_per_plan": jnp.sum(plan_tokens) / plans,

@@ -78,7 +78,8 @@ def train_sft(
     measuring = begun is not None and (sft.kl_coef or sft.measure_kl)
     measured = begun.llama if measuring else None
     reference = measured if sft.kl_coef else None
-    tokens = sft.batch_segments * config.rollout.segment_tokens
+    slots = sft.batch_segments * config.rollout.segment_tokens
+    tokens = slots * (1 - train.padding_share)
     validation: dict[str, float] = {}
     with (
         jax.set_mesh(setting.mesh),

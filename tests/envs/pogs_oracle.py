@@ -86,7 +86,7 @@ class Explorer:
         """The words for it, from the definitions in ``pogs_expert``."""
         seen, visited = set(game.seen()), list(dict.fromkeys(self.walk))
         told = []
-        for node in self.way[:8]:
+        for node in self.way[:4]:
             if node not in seen and node not in visited:
                 break
             told.append(node)
@@ -95,10 +95,10 @@ class Explorer:
         for node in set(self.known) - self.explored:
             ways = nx.single_source_shortest_path_length(self.known, node)
             owners.add(min(visited, key=ways.__getitem__))
-        newest = sorted(owners, key=visited.index, reverse=True)[:6]
+        newest = sorted(owners, key=visited.index, reverse=True)[:3]
         why = "nearest open" if self.goal in seen else "dead end"
         why = "target seen" if self.goal == game.target else why
-        words = ["visited", *self.walk[-24:], ", open", *newest, ",", why, ",", *go]
+        words = ["visited", *visited[-24:], ", open", *newest, ",", why, ",", *go]
         return " ".join(map(str, words))
 
 

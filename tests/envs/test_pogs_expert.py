@@ -21,6 +21,15 @@ def config(nodes=20, k_hops=2, min_backtracks=0):
     return EnvConfig(name="pogs", max_steps=30, pogs=pogs)
 
 
+def leads_back(tree, visited):
+    """Whether each node but the first has one neighbour that was visited before it."""
+    earlier = [{*visited[:place]} for place in range(len(visited))]
+    ways = zip(visited, earlier, strict=True)
+    return [len(before & {*tree[node]}) for node, before in ways] == [
+        int(before != set()) for before in earlier
+    ]
+
+
 @pytest.mark.parametrize("k_hops", [1, 2, 3])
 def test_the_explorer_plays_and_plans_like_one_on_networkx(k_hops):
     world, expert = make_env(config(k_hops=k_hops)), make_expert(config(k_hops=k_hops))
@@ -38,7 +47,9 @@ def test_the_explorer_plays_and_plans_like_one_on_networkx(k_hops):
                 expert.phrases, np.asarray(plan.ids), np.asarray(plan.mask)
             )
             assert said == f" {explorer.plan(game)}"
-            reasons.add(said.split(" , ")[-2].strip())
+            visited, *_, why, _ = said.split(" , ")
+            reasons.add(why.strip())
+            assert leads_back(game.graph, [int(n) for n in visited.split()[1:]])
             if chance.random() < 0.1:  # pushed off its way
                 near = sorted(game.graph.neighbors(game.current))
                 action = jnp.int32(chance.choice(near))

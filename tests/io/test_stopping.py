@@ -42,10 +42,12 @@ def test_a_signal_asks_to_stop(number):
         ("SIGINT", "SIGTERM"),
     ],
 )
-def test_a_second_signal_ends_the_process_at_once(first, second):
+def test_a_later_signal_ends_the_process(first, second):
     program = (
         "import signal\n"
+        "from jaxplan.io import stopping\n"
         "from jaxplan.io.stopping import StopRequest\n"
+        "stopping._ECHO = 0.0\n"
         "stop = StopRequest().listen()\n"
         f"signal.raise_signal(signal.{first})\n"
         "print(stop.requested, flush=True)\n"
@@ -57,3 +59,11 @@ def test_a_second_signal_ends_the_process_at_once(first, second):
     )
     assert finished.stdout == "True\n"
     assert finished.returncode == -getattr(signal, second)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_told_twice_is_one():
+    stop = StopRequest().listen()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.requested
