@@ -281,6 +281,7 @@ class CollectConfig:
     replan_on_change: bool = False  # also say a plan when the goal is another one
     styles: tuple[str, ...] = ()  # drawn for each trajectory; none: the usual one
     action_noise: Fraction = 0.05  # share of steps whose action is random, not learnt
+    noise_steps: PositiveInt = 1  # in which a random action is repeated, on average
     sleeping: Fraction = 0.0  # share of the sleeping turns that is written down
     texts: tuple[TextLevel, ...] = ()  # text levels written down besides env.text
     token_ids: bool = True  # write down the token ids of the texts as well

@@ -90,9 +90,13 @@ class _Player:
     memory: chex.ArrayTree
     turn: Int[Array, "*axes"]
     over: Bool[Array, "*axes"]
+    stray: Int[Array, "*axes"]  # the random action that is being repeated, or -1
 
 
-@partial(jax.jit, static_argnames=("env", "player", "steps", "describers", "noise"))
+@partial(
+    jax.jit,
+    static_argnames=("env", "player", "steps", "describers", "noise", "noise_steps"),
+)
 def play_scripted(
     worlds: State,
     seeds: Int[Array, " B"],
@@ -102,6 +106,7 @@ def play_scripted(
     steps: int,
     describers: tuple[TextEnv, ...] = (),
     noise: float = 0.0,
+    noise_steps: int = 1,
     script: Script | None = None,
 ) -> Trajectories:
     """Let a scripted player play one episode in every world, all at once.
@@ -117,6 +122,7 @@ def play_scripted(
         steps: env steps at most; an episode that is not over then is cut off.
         describers: the same world in the words that are to be written down.
         noise: share of steps whose action is drawn at random.
+        noise_steps: for how many steps such an action is repeated, on average.
         script: what is played first, in every lane.
     """
     keys = jax.vmap(episode_key)(seeds)
@@ -125,7 +131,8 @@ def play_scripted(
     before = silent if script is None else script
 
     def one_step(lane: _Player, script: Script, key: PRNGKeyArray, step: Array):
-        return _scripted_step(lane, script, key, step, env, player, describers, noise)
+        strays = (noise, noise_steps)
+        return _scripted_step(lane, script, key, step, env, player, describers, strays)
 
     def all_lanes(lanes: _Player, step: Array):
         lift = jax.vmap(one_step, in_axes=(0, 0, 0, None))
@@ -135,7 +142,13 @@ def play_scripted(
         lambda leaf: jnp.broadcast_to(leaf, (seeds.shape[0], *jnp.shape(leaf))),
         player.init(),
     )
-    start = _Player(world=worlds, memory=memories, turn=nothing, over=nothing > 0)
+    start = _Player(
+        world=worlds,
+        memory=memories,
+        turn=nothing,
+        over=nothing > 0,
+        stray=nothing - 1,
+    )
     return jax.lax.scan(all_lanes, start, jnp.arange(steps))[1]
 
 
@@ -147,15 +160,14 @@ def _scripted_step(
     env: TextEnv,
     player: Expert,
     describers: tuple[TextEnv, ...],
-    noise: float,
+    strays: tuple[float, int],
 ) -> tuple[_Player, Trajectories]:
     own_key = jax.random.fold_in(jax.random.fold_in(key, 1), step)
     act_key, noise_key, which_key = jax.random.split(own_key, 3)
     memory, advised, intent = player.act(act_key, lane.memory, lane.world)
     advised = advised.astype(jnp.int32)
-    noisy = jax.random.uniform(noise_key) < noise
-    any_action = jax.random.randint(which_key, (), 0, len(env.action_names), jnp.int32)
-    action = jnp.where(noisy, any_action, advised)
+    stray = draw_stray(lane.stray, noise_key, which_key, len(env.action_names), *strays)
+    action = jnp.where(stray >= 0, stray, advised)
     scripted = script.actions[jnp.minimum(lane.turn, script.actions.shape[0] - 1)]
     action = jnp.where(lane.turn < script.turns, scripted, action)
     passive = env.passive(lane.world)
@@ -175,4 +187,34 @@ def _scripted_step(
     )
     over = lane.over | result.terminated | result.truncated
     turn = lane.turn + (~passive).astype(jnp.int32)
-    return _Player(world=result.state, memory=memory, turn=turn, over=over), record
+    lane = _Player(world=result.state, memory=memory, turn=turn, over=over, stray=stray)
+    return lane, record
+
+
+def draw_stray(
+    before: Int[Array, ""],
+    noise_key: PRNGKeyArray,
+    which_key: PRNGKeyArray,
+    num_actions: int,
+    share: float,
+    length: int,
+) -> Int[Array, ""]:
+    """Draw whether an action is random, and which: one begun is repeated for a while.
+
+    Args:
+        before: the random action of the step before, or -1.
+        noise_key: for whether.
+        which_key: for which.
+        num_actions: to choose from.
+        share: of steps, in the long run.
+        length: of a repetition, on average.
+
+    Returns:
+        The action, or -1.
+    """
+    repeats = 1 - 1 / length
+    begins = share / length / (1 - share * repeats)
+    any_action = jax.random.randint(which_key, (), 0, num_actions, jnp.int32)
+    fresh = jnp.where(jax.random.uniform(noise_key) < begins, any_action, -1)
+    again = jax.random.uniform(jax.random.fold_in(noise_key, 0)) < repeats
+    return jnp.where((before >= 0) & again, before, fresh)

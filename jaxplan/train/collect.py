@@ -162,6 +162,7 @@ class ExpertTeacher:
             steps=desk.config.steps,
             describers=desk.describers,
             noise=desk.config.action_noise,
+            noise_steps=desk.config.noise_steps,
             script=self.script(first),
         )
 

@@ -9,7 +9,12 @@ import pytest
 
 from jaxplan.envs.base import Expert
 from jaxplan.rollout.schedule import make_worlds
-from jaxplan.rollout.scripted import RandomPlayer, Script, play_scripted
+from jaxplan.rollout.scripted import (
+    RandomPlayer,
+    Script,
+    draw_stray,
+    play_scripted,
+)
 from tests.fakes import Shore
 
 SEEDS = jnp.arange(40, 48, dtype=jnp.int32)
@@ -82,6 +87,21 @@ def test_noise_is_a_share_of_the_steps(trajectories):
     assert 0.3 < other.mean() * 6 / 5 < 0.7  # one random action in six is the same
     quiet = played(noise=0.0)
     np.testing.assert_array_equal(quiet.action, quiet.advised)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_random_actions_are_repeated_for_a_while(length):
+    def step(stray, key):
+        stray = draw_stray(stray, *jax.random.split(key), 10**6, 0.25, length)
+        return stray, stray
+
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    _, strays = jax.lax.scan(step, jnp.int32(-1), keys)
+    strays = np.asarray(strays)
+    astray = strays >= 0
+    begun = np.flatnonzero(astray & (strays != np.append(-1, strays[:-1])))
+    assert astray.mean() == pytest.approx(0.25, abs=0.02)
+    assert astray.sum() / len(begun) == pytest.approx(length, rel=0.05)
 
 
 def test_a_script_is_played_first_and_the_player_looks_on(trajectories, setting):
