@@ -184,6 +184,7 @@ def check_jobs(file: str, overrides: list[str], batches: list[list[Job]]) -> Non
 
 def _write(config: RunConfig) -> None:
     from jaxplan.eval.sweep import points, summarise_point, write_sweep
+    from jaxplan.io.rundir import made_by, warn_of
 
     root, rows = Path(config.run_root), []
     for point in points(config.sweep):
@@ -192,7 +193,10 @@ def _write(config: RunConfig) -> None:
         arm, mode = arm_of(config), mode_of(config, point)
         confidence = config.evaluate.confidence
         rows.append(summarise_point(point, runs, arm, mode, confidence))
-    print(write_sweep(rows, root / config.name))
+    made = made_by()
+    warn_of(made["commit"])
+    about = {"question": config.about.question, "run": config.about.run, **made}
+    print(write_sweep(rows, about, root / config.name))
 
 
 if __name__ == "__main__":

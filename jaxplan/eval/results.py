@@ -16,6 +16,7 @@ from jaxplan.eval.comparison import format_comparison
 from jaxplan.eval.priming import format_priming
 from jaxplan.eval.report import format_table
 from jaxplan.eval.scripted import format_play
+from jaxplan.eval.sweep import format_sweep
 from jaxplan.io.metrics import Row, read_metrics
 from jaxplan.io.rundir import is_kept
 
@@ -183,12 +184,18 @@ def table_of_students(result: Mapping[str, Any]) -> str:
     return f"\n{format_priming(result)}\n"
 
 
+def table_of_sweep(result: Mapping[str, Any]) -> str:
+    """The points of a sweep (scripts/sweep.py), a Markdown table."""
+    return f"\n{format_sweep(result['rows'])}\n"
+
+
 TABLES = {
     "rows": table_of_rows,
     "play": table_of_play,
     "measures": table_of_measures,
     "points": table_of_points,
     "students": table_of_students,
+    "sweep": table_of_sweep,
 }
 
 

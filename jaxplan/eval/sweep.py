@@ -82,13 +82,14 @@ def summarise_point(
 
     Returns:
         The values; intervals of ``return``, ``events`` and ``plan_tokens_per_step``;
-        the mean return of each seed; and ``collapse``, by seed: None, or at which end
-        the plan rate was and from which iteration on.
+        the mean return and plan rate of each seed; and ``collapse``, by seed: None, or
+        at which end the plan rate was in training and from which iteration on.
 
     Raises:
         ValueError: the runs did not play the same worlds.
     """
-    played = [_episodes(run, arm, mode) for run in runs]
+    markers = [_evaluation(run, arm) for run in runs]
+    played = [marker["episodes"][mode] for marker in markers]
     if any(own["seed"] != played[0]["seed"] for own in played):
         raise ValueError(f"sweep: the seeds of {point.name} played different worlds")
     returns = np.array([own["return"] for own in played], float)
@@ -109,6 +110,7 @@ def summarise_point(
             for name, column in columns.items()
         },
         "return_by_seed": returns.mean(axis=1).tolist(),
+        "plan_rate_by_seed": [_plan_rate(marker, mode) for marker in markers],
         "collapse": [collapse(_plan_rates(run)) for run in runs],
     }
 
@@ -127,9 +129,14 @@ def collapse(plan_rates: Sequence[float]) -> dict[str, Any] | None:
     return None
 
 
-def _episodes(run: Path, arm: str, mode: str) -> dict[str, Any]:
-    text = (run / "stages" / f"evaluate-{arm}.json").read_text(encoding="utf-8")
-    return json.loads(text)["episodes"][mode]
+def _evaluation(run: Path, arm: str) -> dict[str, Any]:
+    file = run / "stages" / f"evaluate-{arm}.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _plan_rate(evaluation: Mapping[str, Any], mode: str) -> float:
+    (row,) = (row for row in evaluation["results"] if row["mode"] == mode)
+    return row["plan_rate"]["mean"]
 
 
 def _plan_rates(run: Path) -> list[float]:
@@ -137,25 +144,29 @@ def _plan_rates(run: Path) -> list[float]:
     return [r[name] for r in read_metrics(run) if r["stage"] == "ppo" and name in r]
 
 
-def write_sweep(rows: Sequence[dict[str, Any]], folder: Path) -> str:
+def write_sweep(
+    rows: Sequence[dict[str, Any]], about: Mapping[str, Any], folder: Path
+) -> str:
     """Write ``result.json``, ``table.md`` and ``pareto.png``.
 
     Args:
         rows: of ``summarise_point``.
+        about: what the sweep was and what made it; kept in ``result.json``.
         folder: made if missing.
 
     Returns:
         The table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = _table(rows)
-    (folder / "result.json").write_text(json.dumps(rows, indent=2) + "\n")
+    table, result = format_sweep(rows), {**about, "rows": list(rows)}
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "table.md").write_text(table)
     _draw(rows, folder / "pareto.png")
     return table
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
+def format_sweep(rows: Sequence[dict[str, Any]]) -> str:
+    """The table, in Markdown."""
     keys = list(rows[0]["values"])
     head = [
         *keys,
@@ -163,18 +174,19 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         "by seed",
         f"events {_OVER_WORLDS}",
         f"plan tokens a step {_OVER_WORLDS}",
+        "plan rate by seed",
         "collapse",
     ]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        by_seed = " ".join(f"{value:.2f}" for value in row["return_by_seed"])
         lines.append(
             [
                 *(show_value(row["values"][key]) for key in keys),
                 _show(row["return"]),
-                by_seed,
+                _each(row["return_by_seed"]),
                 _show(row["events"]),
                 _show(row["plan_tokens_per_step"]),
+                _each(row["plan_rate_by_seed"]),
                 ", ".join(map(_show_collapse, row["collapse"])),
             ]
         )  # fmt: skip
@@ -185,6 +197,10 @@ def _show(interval: Mapping[str, float | None]) -> str:
     mean, low, high = (interval[name] for name in ("mean", "low", "high"))
     spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
     return f"{mean:.2f}{spread}"
+
+
+def _each(numbers: Iterable[float]) -> str:
+    return " ".join(f"{number:.2f}" for number in numbers)
 
 
 def _show_collapse(found: Mapping[str, Any] | None) -> str:

@@ -34,7 +34,10 @@ def write_run(folder, returns, plan_tokens, plan_rates, worlds=(7, 8)):
         "plan_tokens": plan_tokens,
     }
     marker = folder / "stages" / "evaluate-sft+rl.json"
-    marker.write_text(json.dumps({"episodes": {"dynamic": episodes}}))
+    results = [{"mode": "dynamic", "plan_rate": {"mean": 0.25}}]
+    marker.write_text(
+        json.dumps({"results": results, "episodes": {"dynamic": episodes}})
+    )
     lines = [
         {"stage": "ppo", "step": n, "time": 0.0, "rollout/plan_rate": rate}
         for n, rate in enumerate(plan_rates)
@@ -97,6 +100,7 @@ def test_a_row_averages_seeds_before_worlds(tmp_path):
     assert row["events"]["mean"] == 1.5
     tokens = np.mean([[5 / 10, 20 / 20], [0, 10 / 20]])
     assert row["plan_tokens_per_step"]["mean"] == pytest.approx(tokens)
+    assert row["plan_rate_by_seed"] == [0.25, 0.25]
     assert row["collapse"] == [None, {"to": "never", "iteration": 1}]
 
 
@@ -122,14 +126,16 @@ def test_table_and_figure_are_written(tmp_path):
         summarise_point(point, [run], "sft+rl", "dynamic", 0.95)
         for point in list(points(SWEEP))[::2]
     ]
-    table = write_sweep(rows, tmp_path / "out")
+    table = write_sweep(rows, {"commit": "abc"}, tmp_path / "out")
     lines = table.splitlines()
     assert lines[0] == (
         "| ppo.plan_cost | ppo.mode | return [over worlds] | by seed "
-        "| events [over worlds] | plan tokens a step [over worlds] | collapse |"
+        "| events [over worlds] | plan tokens a step [over worlds] "
+        "| plan rate by seed | collapse |"
     )
     assert lines[3].startswith("| 0.05 | dynamic | 2.00 [1.00, 3.00] | 2.00 |")
-    assert lines[3].endswith("| never from 0 |")
+    assert lines[3].endswith("| 0.25 | never from 0 |")
     assert (tmp_path / "out" / "table.md").read_text() == table
-    assert json.loads((tmp_path / "out" / "result.json").read_text()) == rows
+    kept = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert kept == {"commit": "abc", "rows": rows}
     assert (tmp_path / "out" / "pareto.png").read_bytes().startswith(b"\x89PNG")

@@ -76,7 +76,9 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, sentence):
 def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was(tmp_path):
     first = sweep(tmp_path)
     assert first.returncode == 0, first.stderr
-    rows = json.loads((tmp_path / "tiny-sweep" / "result.json").read_text())
+    result = json.loads((tmp_path / "tiny-sweep" / "result.json").read_text())
+    rows = result["rows"]
+    assert {"commit", "versions", "hardware"} <= result.keys()
     assert [row["values"] for row in rows] == [
         {"ppo.plan_cost": 0.0},
         {"ppo.plan_cost": 0.5},
