@@ -13,12 +13,13 @@ from statistics import median
 from typing import Any
 
 from jaxplan.eval.comparison import format_comparison
+from jaxplan.eval.pairs import Pairs, compare_modes, format_pairs
 from jaxplan.eval.priming import format_priming
 from jaxplan.eval.report import format_table
 from jaxplan.eval.scripted import format_play
 from jaxplan.eval.sweep import format_sweep
 from jaxplan.io.metrics import Row, read_metrics
-from jaxplan.io.rundir import is_kept
+from jaxplan.io.rundir import is_kept, marker
 
 _BLOCK = re.compile(
     r"(?P<begin><!-- (?P<kind>\w+) of (?P<path>\S+) -->\n).*?(?P<end><!-- end -->)",
@@ -71,8 +72,22 @@ def keep_result(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "name": config["name"],
         "seed": config["seed"],
         **{key: summary[key] for key in kept},
+        "pairs": _pairs(run_dir, summary),
         "measured": _measured(run_dir, read_metrics(run_dir)),
     }
+
+
+def _pairs(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Pairs]:
+    """The plan modes of every arm that played more than one, world by world."""
+    pairs = {}
+    for arm in dict.fromkeys(row["arm"] for row in summary["results"]):
+        file = marker(run_dir, f"evaluate-{arm}")
+        played = json.loads(file.read_text(encoding="utf-8"))
+        episodes = played.get("episodes", {})
+        if len(episodes) > 1:
+            confidence = summary["config"]["evaluate"]["confidence"]
+            pairs[arm] = compare_modes(episodes, confidence)
+    return pairs
 
 
 def _commits(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, str | None]:
@@ -128,6 +143,11 @@ def _measured(run_dir: Path, rows: list[Row]) -> dict[str, float]:
 def table_of_rows(result: Mapping[str, Any]) -> str:
     """Every arm and plan mode, aligned text."""
     return f"```\n{format_table(result['results'])}```\n"
+
+
+def table_of_pairs(result: Mapping[str, Any]) -> str:
+    """Plan modes against each other, world by world, a Markdown table."""
+    return f"\n{format_pairs(result['pairs'])}\n"
 
 
 def table_of_play(result: Mapping[str, Any]) -> str:
@@ -191,6 +211,7 @@ def table_of_sweep(result: Mapping[str, Any]) -> str:
 
 TABLES = {
     "rows": table_of_rows,
+    "pairs": table_of_pairs,
     "play": table_of_play,
     "measures": table_of_measures,
     "points": table_of_points,

@@ -67,6 +67,18 @@ def test_a_run_is_kept_with_what_made_it_and_its_medians(run):
     assert kept["measured"] == {"sft_tokens_per_second": 20.0}
 
 
+def test_modes_are_kept_world_by_world(run):
+    episodes = {
+        "dynamic": {"seed": [7, 8], "unlocked": [[0], [0, 1]]},
+        "never": {"seed": [7, 8], "unlocked": [[], [0]]},
+    }
+    evaluated = MARKERS["evaluate-sft"] | {"episodes": episodes}
+    config = CONFIG | {"evaluate": {"confidence": 0.9}}
+    folder = run(markers=MARKERS | {"evaluate-sft": evaluated}, config=config)
+    kept = keep_result(folder, config)
+    assert kept["pairs"]["sft"]["dynamic"]["never"]["mean"] == 1.0
+
+
 def test_where_a_run_lay_and_keys_of_later_code_do_not_matter(run):
     later = CONFIG | {"run_root": "/elsewhere", "new": 1}
     assert keep_result(run(), later)["name"] == "x"
@@ -137,7 +149,7 @@ def test_peak_memory_is_told_as_that_of_the_process(run, tmp_path):
 
 def test_an_unknown_table_is_refused(run, tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(keep_result(run(), CONFIG)))
-    with pytest.raises(ValueError, match="rows, play, measures, points"):
+    with pytest.raises(ValueError, match="rows, pairs, play, measures, points"):
         fill_tables("<!-- rose of r.json -->\n<!-- end -->", tmp_path)
 
 
