@@ -195,7 +195,12 @@ def _write(config: RunConfig) -> None:
         rows.append(summarise_point(point, runs, arm, mode, confidence))
     made = made_by()
     warn_of(made["commit"])
-    about = {"question": config.about.question, "run": config.about.run, **made}
+    about = {
+        "question": config.about.question,
+        "run": config.about.run,
+        "start": config.ppo.start,
+        **made,
+    }
     print(write_sweep(rows, about, root / config.name))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxplan.eval.stats import bootstrap
+from jaxplan.eval.stats import bootstrap, show_interval
 
 Pairs = dict[str, dict[str, dict[str, float | None]]]
 
@@ -53,12 +53,6 @@ def format_pairs(pairs: Mapping[str, Pairs]) -> str:
     lines.append(["---"] * len(lines[0]))
     for arm, own in pairs.items():
         for mode, others in own.items():
-            cells = [_show(others[o]) if o in others else "" for o in modes]
+            cells = [show_interval(others[o]) if o in others else "" for o in modes]
             lines.append([arm, mode, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _show(difference: Mapping[str, float | None]) -> str:
-    mean, low, high = (difference[name] for name in ("mean", "low", "high"))
-    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{mean:.2f}{spread}"

@@ -6,7 +6,7 @@ are first taken per episode, then averaged.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -126,3 +126,10 @@ def _resample(
         shape = (min(rows, _RESAMPLES - first), values.size)
         done.append(statistic(values[generator.integers(values.size, size=shape)]))
     return np.concatenate(done)
+
+
+def show_interval(interval: Mapping[str, float | None]) -> str:
+    """Mean and bounds of `Interval.to_json`, with two digits each."""
+    mean, low, high = (interval[name] for name in ("mean", "low", "high"))
+    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return f"{mean:.2f}{spread}"

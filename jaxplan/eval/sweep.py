@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxplan.config.schema import SweepConfig
-from jaxplan.eval.stats import bootstrap
+from jaxplan.eval.stats import bootstrap, show_interval
 from jaxplan.io.metrics import read_metrics
 
 _OVER_WORLDS = "[over worlds]"  # what an interval covers; not the chance of training
@@ -182,21 +182,15 @@ def format_sweep(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(
             [
                 *(show_value(row["values"][key]) for key in keys),
-                _show(row["return"]),
+                show_interval(row["return"]),
                 _each(row["return_by_seed"]),
-                _show(row["events"]),
-                _show(row["plan_tokens_per_step"]),
+                show_interval(row["events"]),
+                show_interval(row["plan_tokens_per_step"]),
                 _each(row["plan_rate_by_seed"]),
                 ", ".join(map(_show_collapse, row["collapse"])),
             ]
         )  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _show(interval: Mapping[str, float | None]) -> str:
-    mean, low, high = (interval[name] for name in ("mean", "low", "high"))
-    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{mean:.2f}{spread}"
 
 
 def _each(numbers: Iterable[float]) -> str:
