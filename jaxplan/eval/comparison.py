@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxplan.eval.stats import bootstrap, interquartile_mean
+from jaxplan.eval.stats import bootstrap, interquartile_mean, show_interval
 from jaxplan.eval.sweep import Point, show_value
 
 _END = 4  # a run's end is the last so many'th of its iterations
@@ -101,18 +101,12 @@ def format_comparison(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             [
                 *(show_value(row["values"][key]) for key in keys),
-                _show(whole["iqm"]),
-                _show(behind["whole"]["iqm"]),
-                _show(end["iqm"]),
-                _show(behind["end"]["iqm"]),
+                show_interval(whole["iqm"], digits=3),
+                show_interval(behind["whole"]["iqm"], digits=3),
+                show_interval(end["iqm"], digits=3),
+                show_interval(behind["end"]["iqm"], digits=3),
                 f"{min(end['by_seed']):.3f}",
-                _show(row["plan_rate"]["end"]["iqm"]),
+                show_interval(row["plan_rate"]["end"]["iqm"], digits=3),
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _show(interval: Mapping[str, float | None]) -> str:
-    mean, low, high = (interval[name] for name in ("mean", "low", "high"))
-    spread = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{mean:.3f}{spread}"

@@ -128,8 +128,9 @@ def _resample(
     return np.concatenate(done)
 
 
-def show_interval(interval: Mapping[str, float | None]) -> str:
-    """Mean and bounds of `Interval.to_json`, with two digits each."""
+def show_interval(interval: Mapping[str, float | None], digits: int = 2) -> str:
+    """Mean and bounds of `Interval.to_json`, with so many digits each."""
     mean, low, high = (interval[name] for name in ("mean", "low", "high"))
-    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{mean:.2f}{spread}"
+    known = low is not None and high is not None
+    spread = f" [{low:.{digits}f}, {high:.{digits}f}]" if known else ""
+    return f"{mean:.{digits}f}{spread}"
