@@ -36,7 +36,7 @@ def main() -> int:
     try:
         config = load_config(args.config, args.overrides)
         *shared, points = batches = plan_jobs(config)
-        check_jobs(args.config, args.overrides, batches)
+        check_jobs(config, args, batches)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -117,16 +117,21 @@ def plan_jobs(config: RunConfig) -> list[list[Job]]:
                 f"evaluate.arms=[{arm_of(config)}]",
                 f"evaluate.modes=[{mode_of(config, point)}]",
             ]
-            jobs.append((f"{name}-{point.name}-{seed}", own))
+            jobs.append((run_name(config, point, seed), own))
     if len({name for name, _ in jobs}) < len(jobs):
         raise ConfigError(["sweep.axes: two points have one name; name a value once"])
     return [collected, primings, jobs] if primes(config) else [jobs]
 
 
+def run_name(config: RunConfig, point, seed: int) -> str:
+    """The name of the run of a point and seed."""
+    return "-".join(filter(None, (config.name, point.name, str(seed))))
+
+
 def _check_axes(config: RunConfig) -> None:
     """Refuse axes along which all runs would be the same."""
     axes = [key for key, _ in config.sweep.axes]
-    if not axes:
+    if not axes and not config.plan.prices:
         raise ConfigError(["sweep.axes: empty; name a key and its values"])
     idle = [key for key in axes if key in SET or key.partition(".")[0] in UNUSED]
     if idle:
@@ -164,22 +169,28 @@ def mode_of(config: RunConfig, point) -> str:
     return str(point.values.get("ppo.mode", config.ppo.mode))
 
 
-def check_jobs(file: str, overrides: list[str], batches: list[list[Job]]) -> None:
+def check_jobs(config: RunConfig, args: argparse.Namespace, batches: list) -> None:
     """Refuse what is no config, or cannot be told in a table, before anything runs.
 
     Raises:
         ConfigError: naming every mistake of the first such run.
     """
+    from jaxplan.eval.sweep import read_rows
+
     for name, own in itertools.chain(*batches):
-        config = load_config(file, [*overrides, f"name={name}", *own])
-        if config.plan.prices:
+        one = load_config(args.config, [*args.overrides, f"name={name}", *own])
+        if one.plan.prices != config.plan.prices:
             raise ConfigError(
                 [
-                    f"plan.prices={list(config.plan.prices)}: an agent that is told "
-                    "prices is measured at each, and the table has one row for it; "
-                    "leave them out, or use scripts/train.py"
+                    f"plan.prices={list(one.plan.prices)} in {name}: all points of a "
+                    f"sweep are told the same prices, here {list(config.plan.prices)}"
                 ]
             )
+    if config.sweep.beside:
+        try:
+            read_rows(Path(config.sweep.beside))
+        except ValueError as error:
+            raise ConfigError([f"sweep.beside: {error}"]) from error
 
 
 def _write(config: RunConfig) -> None:
@@ -188,11 +199,13 @@ def _write(config: RunConfig) -> None:
 
     root, rows = Path(config.run_root), []
     for point in points(config.sweep):
-        seeds = seeds_of(config)
-        runs = [root / f"{config.name}-{point.name}-{seed}" for seed in seeds]
+        runs = [root / run_name(config, point, seed) for seed in seeds_of(config)]
         arm, mode = arm_of(config), mode_of(config, point)
         confidence = config.evaluate.confidence
-        rows.append(summarise_point(point, runs, arm, mode, confidence))
+        rows += [
+            summarise_point(point, runs, arm, mode, confidence, price)
+            for price in config.plan.prices or [None]
+        ]
     made = made_by()
     warn_of(made["commit"])
     about = {
@@ -201,7 +214,8 @@ def _write(config: RunConfig) -> None:
         "start": config.ppo.start,
         **made,
     }
-    print(write_sweep(rows, about, root / config.name))
+    beside = Path(config.sweep.beside) if config.sweep.beside else None
+    print(write_sweep(rows, about, root / config.name, beside))
 
 
 if __name__ == "__main__":

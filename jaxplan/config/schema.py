@@ -416,6 +416,7 @@ class SweepConfig:
 
     axes: tuple[tuple[str, tuple[float | str, ...]], ...] = ()  # keys, and their values
     seeds: PositiveInt = 3  # seed, seed + 1, ...
+    beside: str = ""  # another sweep's result.json, drawn into the same figure
 
 
 @section

@@ -18,6 +18,7 @@ from jaxplan.config.schema import SweepConfig
 from jaxplan.eval.stats import bootstrap, show_interval
 from jaxplan.io.metrics import read_metrics
 
+PRICES = "plan.prices"  # the key of a price that an agent is told
 _OVER_WORLDS = "[over worlds]"  # what an interval covers; not the chance of training
 _NEVER, _ALWAYS = 0.01, 0.99  # plan rates beyond which an agent has stopped choosing
 
@@ -69,7 +70,12 @@ def points(sweep: SweepConfig) -> Iterator[Point]:
 
 
 def summarise_point(
-    point: Point, runs: Sequence[Path], arm: str, mode: str, confidence: float
+    point: Point,
+    runs: Sequence[Path],
+    arm: str,
+    mode: str,
+    confidence: float,
+    price: float | None = None,
 ) -> dict[str, Any]:
     """One row of the table.
 
@@ -79,6 +85,7 @@ def summarise_point(
         arm: who played.
         mode: in which plan mode.
         confidence: of the intervals.
+        price: of a plan token, for agents that are told one: a row is of one price.
 
     Returns:
         The values; intervals of ``return``, ``events`` and ``plan_tokens_per_step``;
@@ -88,7 +95,9 @@ def summarise_point(
     Raises:
         ValueError: the runs did not play the same worlds.
     """
-    markers = [_evaluation(run, arm) for run in runs]
+    told = "" if price is None else f"{price:.12g}"
+    markers = [_evaluation(run, f"{arm}@{told}" if told else arm) for run in runs]
+    rates = f"rollout/plan_rate_at_{told}" if told else "rollout/plan_rate"
     played = [marker["episodes"][mode] for marker in markers]
     if any(own["seed"] != played[0]["seed"] for own in played):
         raise ValueError(f"sweep: the seeds of {point.name} played different worlds")
@@ -102,7 +111,7 @@ def summarise_point(
         "plan_tokens_per_step": tokens / np.maximum(steps, 1),
     }
     return {
-        "values": dict(point.values),
+        "values": dict(point.values) | ({} if price is None else {PRICES: price}),
         "seeds": len(runs),
         "worlds": returns.shape[1],
         **{
@@ -111,7 +120,7 @@ def summarise_point(
         },
         "return_by_seed": returns.mean(axis=1).tolist(),
         "plan_rate_by_seed": [_plan_rate(marker, mode) for marker in markers],
-        "collapse": [collapse(_plan_rates(run)) for run in runs],
+        "collapse": [collapse(_column(run, rates)) for run in runs],
     }
 
 
@@ -139,13 +148,15 @@ def _plan_rate(evaluation: Mapping[str, Any], mode: str) -> float:
     return row["plan_rate"]["mean"]
 
 
-def _plan_rates(run: Path) -> list[float]:
-    name = "rollout/plan_rate"
+def _column(run: Path, name: str) -> list[float]:
     return [r[name] for r in read_metrics(run) if r["stage"] == "ppo" and name in r]
 
 
 def write_sweep(
-    rows: Sequence[dict[str, Any]], about: Mapping[str, Any], folder: Path
+    rows: Sequence[dict[str, Any]],
+    about: Mapping[str, Any],
+    folder: Path,
+    beside: Path | None = None,
 ) -> str:
     """Write ``result.json``, ``table.md`` and ``pareto.png``.
 
@@ -153,6 +164,7 @@ def write_sweep(
         rows: of ``summarise_point``.
         about: what the sweep was and what made it; kept in ``result.json``.
         folder: made if missing.
+        beside: another sweep's ``result.json``, to be drawn in the same figure.
 
     Returns:
         The table.
@@ -161,8 +173,26 @@ def write_sweep(
     table, result = format_sweep(rows), {**about, "rows": list(rows)}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "table.md").write_text(table)
-    _draw(rows, folder / "pareto.png")
+    others = [] if beside is None else [read_rows(beside)]
+    _draw([rows, *others], folder / "pareto.png")
     return table
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep's ``result.json``.
+
+    Raises:
+        ValueError: it is missing, or is no such file.
+    """
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        if all(
+            {"values", "return", "plan_tokens_per_step"} <= row.keys() for row in rows
+        ):
+            return rows
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise ValueError(f"{file}: wanted is the result.json that a sweep has written")
 
 
 def format_sweep(rows: Sequence[dict[str, Any]]) -> str:
@@ -209,27 +239,34 @@ def _reach(interval: Mapping[str, float | None]) -> list[list[float]]:
     return [[mean - low], [high - mean]]
 
 
-def _draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+def _draw(sweeps: Sequence[Sequence[dict[str, Any]]], file: Path) -> None:
     """Return against plan tokens, one mark a point, with both intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
-        x, y = row["plan_tokens_per_step"], row["return"]
+    for rows, mark in zip(sweeps, "os", strict=False):
+        x, y = (
+            [row[column] for row in rows]
+            for column in ("plan_tokens_per_step", "return")
+        )
         axes.errorbar(
-            x["mean"],
-            y["mean"],
-            xerr=_reach(x),
-            yerr=_reach(y),
-            fmt="o",
+            [at["mean"] for at in x],
+            [at["mean"] for at in y],
+            xerr=np.hstack([_reach(at) for at in x]),
+            yerr=np.hstack([_reach(at) for at in y]),
+            fmt=mark,
             capsize=3,
+            label=", ".join(rows[0]["values"]),
         )
-        label = ", ".join(map(show_value, row["values"].values()))
-        axes.annotate(
-            label, (x["mean"], y["mean"]), textcoords="offset points", xytext=(6, 6)
-        )
+        for row, tokens, earned in zip(rows, x, y, strict=True):
+            axes.annotate(
+                ", ".join(map(show_value, row["values"].values())),
+                (tokens["mean"], earned["mean"]),
+                textcoords="offset points",
+                xytext=(6, 6),
+            )
     axes.set_xlabel(f"plan tokens a step {_OVER_WORLDS}")
     axes.set_ylabel(f"return, without plan cost {_OVER_WORLDS}")
-    axes.set_title(", ".join(rows[0]["values"]))
+    axes.legend()
     figure.savefig(file, dpi=150)

@@ -10,6 +10,7 @@ from jaxplan.eval.sweep import (
     Point,
     collapse,
     points,
+    read_rows,
     show_value,
     summarise_point,
     write_sweep,
@@ -23,7 +24,9 @@ SWEEP = SweepConfig(
 )
 
 
-def write_run(folder, returns, plan_tokens, plan_rates, worlds=(7, 8)):
+def write_run(
+    folder, returns, plan_tokens, plan_rates, worlds=(7, 8), arm="sft+rl", told=""
+):
     (folder / "stages").mkdir(parents=True)
     episodes = {
         "seed": list(worlds),
@@ -33,13 +36,13 @@ def write_run(folder, returns, plan_tokens, plan_rates, worlds=(7, 8)):
         "steps": [10, 20],
         "plan_tokens": plan_tokens,
     }
-    marker = folder / "stages" / "evaluate-sft+rl.json"
+    marker = folder / "stages" / f"evaluate-{arm}.json"
     results = [{"mode": "dynamic", "plan_rate": {"mean": 0.25}}]
     marker.write_text(
         json.dumps({"results": results, "episodes": {"dynamic": episodes}})
     )
     lines = [
-        {"stage": "ppo", "step": n, "time": 0.0, "rollout/plan_rate": rate}
+        {"stage": "ppo", "step": n, "time": 0.0, f"rollout/plan_rate{told}": rate}
         for n, rate in enumerate(plan_rates)
     ]
     metrics = "".join(json.dumps(line) + "\n" for line in lines)
@@ -104,6 +107,15 @@ def test_a_row_averages_seeds_before_worlds(tmp_path):
     assert row["collapse"] == [None, {"to": "never", "iteration": 1}]
 
 
+def test_a_row_of_an_agent_that_is_told_prices_is_of_one_of_them(tmp_path):
+    own = {"arm": "sft+rl@0.5", "told": "_at_0.5"}
+    run = write_run(tmp_path, [1.0, 3.0], [5, 20], [0.2, 0.0], **own)
+    row = summarise_point(Point({}), [run], "sft+rl", "dynamic", 0.95, 0.5)
+    assert row["values"] == {"plan.prices": 0.5}
+    assert row["return"]["mean"] == 2.0
+    assert row["collapse"] == [{"to": "never", "iteration": 1}]
+
+
 def test_seeds_that_played_other_worlds_are_refused(tmp_path):
     runs = [
         write_run(tmp_path / "0", [1.0, 3.0], [5, 20], []),
@@ -139,3 +151,16 @@ def test_table_and_figure_are_written(tmp_path):
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
     assert kept == {"commit": "abc", "rows": rows}
     assert (tmp_path / "out" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    write_sweep(rows, {}, tmp_path / "both", tmp_path / "out" / "result.json")
+    alone, beside = (
+        (tmp_path / folder / "pareto.png").read_bytes() for folder in ("out", "both")
+    )
+    assert beside.startswith(b"\x89PNG")
+    assert beside != alone
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": [1]}', '{"rows": [{}]}'])
+def test_what_is_no_result_of_a_sweep_cannot_be_drawn_beside_one(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match="that a sweep has written"):
+        read_rows(tmp_path / "result.json")

@@ -50,6 +50,12 @@ def test_the_jobs_are_listed(tmp_path):
     assert "seed=8" in seeds[-1].split()
 
 
+def test_agents_that_are_told_prices_need_no_axis(tmp_path):
+    listed = sweep(tmp_path, "--list", "plan.prices=[0, 1]", "sweep.axes=[]")
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.split()[1] == "tiny-sweep-0"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -58,7 +64,9 @@ def test_the_jobs_are_listed(tmp_path):
         (["sweep.axes=[[sft.updates, [1, 2]]]"], "sft.updates would change nothing"),
         (["sweep.axes=[[seed, [1, 2]]]"], "seed would change nothing"),
         (["sweep.axes=[[ppo.gamma, [0.9, 0.9]]]"], "two points have one name"),
-        (["plan.prices=[0, 1]"], "plan.prices=[0.0, 1.0]"),
+        (["plan.prices=[0, 1]"], "both price a plan token"),
+        (["sweep.axes=[[plan.prices, ['[0, 1]']]]"], "told the same prices, here []"),
+        (["sweep.beside=none.json"], "sweep.beside: none.json: wanted is the result"),
         (["--index", "2"], "there are 0 to 1"),
         (["--index", "foo"], "a number of --list is wanted, or 'shared'"),
         (["--fresh"], "unrecognized arguments: --fresh"),
@@ -90,3 +98,16 @@ def test_a_sweep_ends_in_a_table_and_goes_on_where_it_was(tmp_path):
     resumed = sweep(tmp_path, "--index", "shared", "--resume", "ppo.gamma=0.9")
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count("ppo.gamma was 0.99 until here and is now 0.9") == 2
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_told_prices_has_a_row_for_each(tmp_path):
+    told = ["plan.prices=[0, 0.5]", "sweep.axes=[]", "ppo.start=chance"]
+    ran = sweep(tmp_path, *told)
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads((tmp_path / "tiny-sweep" / "result.json").read_text())["rows"]
+    assert [row["values"] for row in rows] == [
+        {"plan.prices": 0.0},
+        {"plan.prices": 0.5},
+    ]
+    assert [len(row["collapse"]) for row in rows] == [1, 1]
