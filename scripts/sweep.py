@@ -202,17 +202,19 @@ def _write(config: RunConfig) -> None:
         runs = [root / run_name(config, point, seed) for seed in seeds_of(config)]
         arm, mode = arm_of(config), mode_of(config, point)
         confidence = config.evaluate.confidence
-        rows += [
-            summarise_point(point, runs, arm, mode, confidence, price)
-            for price in config.plan.prices or [None]
-        ]
-    made = made_by()
-    warn_of(made["commit"])
+        for price in config.plan.prices or [None]:
+            first = rows[0] if rows else None
+            told = (confidence, price, first)
+            rows.append(summarise_point(point, runs, arm, mode, *told))
+    commits = sorted({commit for row in rows for commit in row.pop("commits")})
+    for commit in commits:
+        warn_of(commit)
     about = {
         "question": config.about.question,
         "run": config.about.run,
         "start": config.ppo.start,
-        **made,
+        **made_by(),
+        "commit": ", ".join(commits),
     }
     beside = Path(config.sweep.beside) if config.sweep.beside else None
     print(write_sweep(rows, about, root / config.name, beside))

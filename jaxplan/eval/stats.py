@@ -69,6 +69,30 @@ def bootstrap(
     return Interval(point, float(low), float(high))
 
 
+def bootstrap_crossed(
+    values: Num[np.ndarray, "seeds worlds"], confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Interval of the mean where both seeds of training and worlds are by chance.
+
+    The pigeonhole bootstrap (Owen 2007, 10.1214/07-AOAS122): rows and columns are drawn
+    with replacement, each on its own. With one seed, or one world, that axis stays.
+
+    Args:
+        values: one number for each seed and world; all seeds play the same worlds.
+        confidence: share of resamples inside the interval.
+        seed: of the resampling; the same values and seed give the same interval.
+    """
+    generator = np.random.default_rng(seed)
+    rows, columns = (
+        generator.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
+        for count in values.shape
+    )
+    resampled = np.einsum("ns,sw,nw->n", rows, values, columns, optimize=True)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
 def paired_difference(
     values: Num[np.ndarray, " episodes"],
     baseline: Num[np.ndarray, " baseline_episodes"],

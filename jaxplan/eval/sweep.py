@@ -2,6 +2,7 @@
 
 All points play the same worlds, so a world's number is averaged over the seeds of
 training first, and intervals are over worlds; how much the seeds differ stands beside.
+Differences to the first point are over both.
 """
 
 import dataclasses
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from jaxplan.config.schema import SweepConfig
-from jaxplan.eval.stats import bootstrap, show_interval
+from jaxplan.eval.stats import bootstrap, bootstrap_crossed, show_interval
 from jaxplan.io.metrics import read_metrics
 
 PRICES = "plan.prices"  # the key of a price that an agent is told
+_WORLD_BY_WORLD = ("world_seeds", "returns")  # of a row, too long to be kept
 _OVER_WORLDS = "[over worlds]"  # what an interval covers; not the chance of training
 _NEVER, _ALWAYS = 0.01, 0.99  # plan rates beyond which an agent has stopped choosing
 
@@ -76,6 +78,7 @@ def summarise_point(
     mode: str,
     confidence: float,
     price: float | None = None,
+    first: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One row of the table.
 
@@ -86,11 +89,13 @@ def summarise_point(
         mode: in which plan mode.
         confidence: of the intervals.
         price: of a plan token, for agents that are told one: a row is of one price.
+        first: the row that others are compared with; None for itself.
 
     Returns:
         The values; intervals of ``return``, ``events`` and ``plan_tokens_per_step``;
-        the mean return and plan rate of each seed; and ``collapse``, by seed: None, or
-        at which end the plan rate was in training and from which iteration on.
+        the mean return and plan rate of each seed; ``collapse``, by seed: None, or
+        at which end the plan rate was in training and from which iteration on;
+        ``first_minus_it``, of returns; and the ``commits`` that made the runs.
 
     Raises:
         ValueError: the runs did not play the same worlds.
@@ -99,9 +104,11 @@ def summarise_point(
     markers = [_evaluation(run, f"{arm}@{told}" if told else arm) for run in runs]
     rates = f"rollout/plan_rate_at_{told}" if told else "rollout/plan_rate"
     played = [marker["episodes"][mode] for marker in markers]
-    if any(own["seed"] != played[0]["seed"] for own in played):
-        raise ValueError(f"sweep: the seeds of {point.name} played different worlds")
+    worlds = (first or {"world_seeds": played[0]["seed"]})["world_seeds"]
+    if any(own["seed"] != worlds for own in played):
+        raise ValueError(f"sweep: the runs of {point.name} played different worlds")
     returns = np.array([own["return"] for own in played], float)
+    behind = np.array((first or {"returns": returns})["returns"]) - returns
     events = np.array([[len(row) for row in own["unlocked"]] for own in played], float)
     steps = np.array([own["steps"] for own in played], float)
     tokens = np.array([own["plan_tokens"] for own in played], float)
@@ -114,10 +121,14 @@ def summarise_point(
         "values": dict(point.values) | ({} if price is None else {PRICES: price}),
         "seeds": len(runs),
         "worlds": returns.shape[1],
+        "commits": sorted({str(marker.get("commit")) for marker in markers}),
+        "first_minus_it": bootstrap_crossed(behind, confidence).to_json(),
         **{
             name: bootstrap(column.mean(axis=0), confidence).to_json()
             for name, column in columns.items()
         },
+        "world_seeds": worlds,
+        "returns": returns.tolist(),
         "return_by_seed": returns.mean(axis=1).tolist(),
         "plan_rate_by_seed": [_plan_rate(marker, mode) for marker in markers],
         "collapse": [collapse(_column(run, rates)) for run in runs],
@@ -170,7 +181,8 @@ def write_sweep(
         The table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table, result = format_sweep(rows), {**about, "rows": list(rows)}
+    kept = [{k: v for k, v in row.items() if k not in _WORLD_BY_WORLD} for row in rows]
+    table, result = format_sweep(kept), {**about, "rows": kept}
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "table.md").write_text(table)
     others = [] if beside is None else [read_rows(beside)]
@@ -201,6 +213,7 @@ def format_sweep(rows: Sequence[dict[str, Any]]) -> str:
     head = [
         *keys,
         f"return {_OVER_WORLDS}",
+        "first minus it [over seeds and worlds]",
         "by seed",
         f"events {_OVER_WORLDS}",
         f"plan tokens a step {_OVER_WORLDS}",
@@ -213,6 +226,7 @@ def format_sweep(rows: Sequence[dict[str, Any]]) -> str:
             [
                 *(show_value(row["values"][key]) for key in keys),
                 show_interval(row["return"]),
+                show_interval(row["first_minus_it"]),
                 _each(row["return_by_seed"]),
                 show_interval(row["events"]),
                 show_interval(row["plan_tokens_per_step"]),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from jaxplan.eval.stats import (
     Interval,
     bootstrap,
+    bootstrap_crossed,
     interquartile_mean,
     paired_difference,
 )
@@ -91,3 +92,21 @@ def test_the_interquartile_mean_ignores_both_ends():
     rows = np.stack([values, values[::-1] + 1.0])
     np.testing.assert_allclose(interquartile_mean(rows), [5.0, 6.0])
     assert bootstrap(np.arange(50.0), statistic=interquartile_mean).mean == 24.5
+
+
+def test_a_crossed_bootstrap_knows_the_chance_of_seeds_and_of_worlds():
+    generator = np.random.default_rng(0)
+    worlds, seeds = generator.normal(0, 2.0, 200), generator.normal(0, 1.0, 40)
+    interval = bootstrap_crossed(3.0 + worlds[None, :] + seeds[:, None])
+    error = 1.96 * math.sqrt(worlds.var() / 200 + seeds.var() / 40)
+    assert interval.mean == pytest.approx(3.0 + worlds.mean() + seeds.mean())
+    assert interval.low == pytest.approx(interval.mean - error, abs=0.03)
+    assert interval.high == pytest.approx(interval.mean + error, abs=0.03)
+
+
+def test_a_crossed_bootstrap_of_one_seed_is_that_of_its_worlds():
+    values = np.random.default_rng(1).exponential(1.0, (1, 300))
+    crossed, alone = bootstrap_crossed(values), bootstrap(values[0])
+    assert crossed.mean == pytest.approx(alone.mean)
+    assert crossed.low == pytest.approx(alone.low, abs=0.01)
+    assert crossed.high == pytest.approx(alone.high, abs=0.01)

@@ -25,7 +25,14 @@ SWEEP = SweepConfig(
 
 
 def write_run(
-    folder, returns, plan_tokens, plan_rates, worlds=(7, 8), arm="sft+rl", told=""
+    folder,
+    returns,
+    plan_tokens,
+    plan_rates,
+    worlds=(7, 8),
+    arm="sft+rl",
+    told="",
+    commit="abc",
 ):
     (folder / "stages").mkdir(parents=True)
     episodes = {
@@ -38,9 +45,8 @@ def write_run(
     }
     marker = folder / "stages" / f"evaluate-{arm}.json"
     results = [{"mode": "dynamic", "plan_rate": {"mean": 0.25}}]
-    marker.write_text(
-        json.dumps({"results": results, "episodes": {"dynamic": episodes}})
-    )
+    played = {"results": results, "episodes": {"dynamic": episodes}, "commit": commit}
+    marker.write_text(json.dumps(played))
     lines = [
         {"stage": "ppo", "step": n, "time": 0.0, f"rollout/plan_rate{told}": rate}
         for n, rate in enumerate(plan_rates)
@@ -105,6 +111,12 @@ def test_a_row_averages_seeds_before_worlds(tmp_path):
     assert row["plan_tokens_per_step"]["mean"] == pytest.approx(tokens)
     assert row["plan_rate_by_seed"] == [0.25, 0.25]
     assert row["collapse"] == [None, {"to": "never", "iteration": 1}]
+    assert row["first_minus_it"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    better = [write_run(tmp_path / "2", [2.0, 4.0], [5, 20], [], commit="def")]
+    own = summarise_point(point, better, "sft+rl", "dynamic", 0.95, None, row)
+    assert own["first_minus_it"] == {"mean": 0.0, "low": -1.0, "high": 2.0}
+    assert row["commits"] == ["abc"]
+    assert own["commits"] == ["def"]
 
 
 def test_a_row_of_an_agent_that_is_told_prices_is_of_one_of_them(tmp_path):
@@ -141,15 +153,28 @@ def test_table_and_figure_are_written(tmp_path):
     table = write_sweep(rows, {"commit": "abc"}, tmp_path / "out")
     lines = table.splitlines()
     assert lines[0] == (
-        "| ppo.plan_cost | ppo.mode | return [over worlds] | by seed "
+        "| ppo.plan_cost | ppo.mode | return [over worlds] "
+        "| first minus it [over seeds and worlds] | by seed "
         "| events [over worlds] | plan tokens a step [over worlds] "
         "| plan rate by seed | collapse |"
     )
-    assert lines[3].startswith("| 0.05 | dynamic | 2.00 [1.00, 3.00] | 2.00 |")
+    assert lines[3].startswith(
+        "| 0.05 | dynamic | 2.00 [1.00, 3.00] | 0.00 [0.00, 0.00] | 2.00 |"
+    )
     assert lines[3].endswith("| 0.25 | never from 0 |")
     assert (tmp_path / "out" / "table.md").read_text() == table
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert kept == {"commit": "abc", "rows": rows}
+    short = [
+        {
+            key: value
+            for key, value in row.items()
+            if "world" not in key or key == "worlds"
+        }
+        for row in rows
+    ]
+    for row in short:
+        del row["returns"]
+    assert kept == {"commit": "abc", "rows": short}
     assert (tmp_path / "out" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     write_sweep(rows, {}, tmp_path / "both", tmp_path / "out" / "result.json")
     alone, beside = (
