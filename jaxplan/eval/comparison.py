@@ -101,12 +101,12 @@ def format_comparison(rows: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             [
                 *(show_value(row["values"][key]) for key in keys),
-                show_interval(whole["iqm"], digits=3),
-                show_interval(behind["whole"]["iqm"], digits=3),
-                show_interval(end["iqm"], digits=3),
-                show_interval(behind["end"]["iqm"], digits=3),
+                show_interval(whole["iqm"], form=".3f"),
+                show_interval(behind["whole"]["iqm"], form=".3f"),
+                show_interval(end["iqm"], form=".3f"),
+                show_interval(behind["end"]["iqm"], form=".3f"),
                 f"{min(end['by_seed']):.3f}",
-                show_interval(row["plan_rate"]["end"]["iqm"], digits=3),
+                show_interval(row["plan_rate"]["end"]["iqm"], form=".3f"),
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

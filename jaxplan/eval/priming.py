@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxplan.eval.report import crafter_score
-from jaxplan.eval.stats import bootstrap, paired_difference
+from jaxplan.eval.stats import bootstrap, paired_difference, show_interval
 from jaxplan.io.metrics import read_metrics
 from jaxplan.io.rundir import marker
 
@@ -196,14 +196,14 @@ def format_priming(result: Mapping[str, Any]) -> str:
     body = [
         (
             row["student"],
-            _interval(row["achievements"]),
+            show_interval(row["achievements"]),
             " ".join(f"{mean:.2f}" for mean in row["achievements_by_seed"]),
-            _interval(row["behind_first"]),
-            _interval(row["score"]),
-            _interval(row["alive"]),
+            show_interval(row["behind_first"]),
+            show_interval(row["score"]),
+            show_interval(row["alive"]),
             *(_number(row[f"perplexity_{r}"]) for r in ("decide", "plan", "action")),
             _number(row["start_kl"]),
-            _interval(row["plan_tokens_per_step"]),
+            show_interval(row["plan_tokens_per_step"]),
         )
         for row in rows
     ]
@@ -219,9 +219,9 @@ def format_priming(result: Mapping[str, Any]) -> str:
         curve = [
             (
                 own["mode"],
-                _interval(own["achievements"]),
-                _interval(own["plan_rate"]),
-                _interval(own["steps"]),
+                show_interval(own["achievements"]),
+                show_interval(own["plan_rate"]),
+                show_interval(own["steps"]),
             )
             for own in results
         ]
@@ -233,14 +233,6 @@ def format_priming(result: Mapping[str, Any]) -> str:
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _interval(interval: Mapping[str, float | None]) -> str:
-    if interval["low"] is None:
-        return _number(interval["mean"])
-    return "{} [{}, {}]".format(
-        *(_number(interval[k]) for k in ("mean", "low", "high"))
-    )
 
 
 def _number(value: float | None) -> str:

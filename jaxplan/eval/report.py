@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxplan.eval.page import check_replay, render_page
-from jaxplan.eval.stats import bootstrap
+from jaxplan.eval.stats import bootstrap, show_interval
 from jaxplan.io.metrics import read_metrics
 
 Result = dict[str, Any]
@@ -150,22 +150,13 @@ def _cells(result: Result) -> tuple[str, ...]:
     return (
         result["arm"],
         result["mode"],
-        _interval(result["achievements"], "{:.2f}"),
-        _interval(result["return"], "{:.2f}"),
-        _interval(result["plan_rate"], "{:.1%}"),
-        _interval(result["plan_tokens_per_turn"], "{:.2f}"),
-        _interval(result["steps"], "{:.0f}"),
-        *(_interval(count, "{:.2f}") for count in result["counts"].values()),
+        show_interval(result["achievements"]),
+        show_interval(result["return"]),
+        show_interval(result["plan_rate"], ".1%"),
+        show_interval(result["plan_tokens_per_turn"]),
+        show_interval(result["steps"], ".0f"),
+        *(show_interval(count) for count in result["counts"].values()),
     )
-
-
-def _interval(interval: Mapping[str, float | None], pattern: str) -> str:
-    def write(value: float | None) -> str:
-        return "-" if value is None else pattern.format(value)
-
-    if interval["low"] is None:
-        return write(interval["mean"])
-    return "{} [{}, {}]".format(*(write(interval[k]) for k in ("mean", "low", "high")))
 
 
 def _check_keys(where: str, found: Mapping[str, Any], wanted: Sequence[str]) -> None:

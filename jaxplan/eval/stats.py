@@ -152,9 +152,13 @@ def _resample(
     return np.concatenate(done)
 
 
-def show_interval(interval: Mapping[str, float | None], digits: int = 2) -> str:
-    """Mean and bounds of `Interval.to_json`, with so many digits each."""
-    mean, low, high = (interval[name] for name in ("mean", "low", "high"))
-    known = low is not None and high is not None
-    spread = f" [{low:.{digits}f}, {high:.{digits}f}]" if known else ""
-    return f"{mean:.{digits}f}{spread}"
+def show_interval(interval: Mapping[str, float | None], form: str = ".2f") -> str:
+    """Mean and bounds of `Interval.to_json`; a dash for a mean that is not known.
+
+    Args:
+        interval: without bounds where there are none.
+        form: of each number, as for ``format``.
+    """
+    known = [interval[name] for name in ("mean", "low", "high")]
+    mean, *bounds = ("-" if value is None else format(value, form) for value in known)
+    return mean if None in known else f"{mean} [{', '.join(bounds)}]"
