@@ -1,15 +1,19 @@
 """Keep what a finished run found beside its config, and write the README's tables.
 
     python scripts/results.py --config configs/quickstart.yaml --run runs/quickstart
+    python scripts/results.py --config configs/sweeps/arms.yaml --run runs/arms
     python scripts/results.py
 
 The first reduces a run to configs/quickstart.result.json (an experiment's config.yaml
-has result.json beside it). Both then write the README's tables anew from such files.
+has result.json beside it); the second keeps the table of a sweep, of a comparison or of
+the priming experiment, and a sweep's figure as configs/sweeps/arms.pareto.png. All then
+write the README's tables anew from such files.
 """
 
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +40,9 @@ def main() -> int:
             path = result_path(args.config)
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             print(f"kept: {path}")
+            figure = args.run / "pareto.png"
+            if figure.exists():
+                shutil.copyfile(figure, args.config.with_suffix(".pareto.png"))
         text = readme.read_text(encoding="utf-8")
         readme.write_text(fill_tables(text, ROOT), encoding="utf-8")
     except (ConfigError, FileNotFoundError, ValueError) as error:

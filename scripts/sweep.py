@@ -212,7 +212,7 @@ def _write(config: RunConfig) -> None:
     about = {
         "question": config.about.question,
         "run": config.about.run,
-        "start": config.ppo.start,
+        "start": Path(config.ppo.start).name,  # where it lies is nobody's business
         **made_by(),
         "commit": ", ".join(commits),
     }

@@ -42,14 +42,18 @@ def keep_result(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce a finished run to what is kept of it.
 
     Args:
-        run_dir: its directory.
+        run_dir: its directory, or that of a sweep, a comparison or the priming
+            experiment, which have written what is to be kept themselves.
         config: what the experiment's config file says, as plain data.
 
     Raises:
         FileNotFoundError: the run has no report.
-        ValueError: the run had another config, or its stages were not all made by one
-            commit without changes.
+        ValueError: the run had another config, or was not made as a whole by one commit
+            without changes.
     """
+    table = run_dir / "result.json"
+    if table.exists():
+        return _keep_table(table, config)
     path = run_dir / "report" / "summary.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: the run has not finished")
@@ -75,6 +79,19 @@ def keep_result(run_dir: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         "pairs": _pairs(run_dir, summary),
         "measured": _measured(run_dir, read_metrics(run_dir)),
     }
+
+
+def _keep_table(table: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    result = json.loads(table.read_text(encoding="utf-8"))
+    about, commit = config["about"], result["commit"]
+    if any(result[key] != about[key] for key in ("question", "run")):
+        raise ValueError(f"{table} answers {result['question']!r}, not the config's")
+    if "," in str(commit) or not is_kept(commit):
+        raise ValueError(
+            f"{table}: made by {commit or 'an unknown commit'}; commit first and let "
+            "one commit make every run, so that the result can be made again"
+        )
+    return result
 
 
 def _pairs(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Pairs]:

@@ -115,6 +115,19 @@ def test_a_run_without_a_report_is_refused(tmp_path):
         keep_result(tmp_path, CONFIG)
 
 
+def test_the_table_of_a_sweep_is_kept_as_it_is(tmp_path):
+    about = {"question": "Why?", "run": "python x.py", "hours": 1.0}
+    result = {"question": "Why?", "run": "python x.py", "commit": "abc1234", "rows": []}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert keep_result(tmp_path, {"about": about}) == result
+    with pytest.raises(ValueError, match="answers 'Why\\?', not the config's"):
+        keep_result(tmp_path, {"about": about | {"question": "How?"}})
+    for commit in ("abc1234, 0ld5678", "abc1234-dirty", None):
+        (tmp_path / "result.json").write_text(json.dumps(result | {"commit": commit}))
+        with pytest.raises(ValueError, match="let one commit make every run"):
+            keep_result(tmp_path, {"about": about})
+
+
 def test_a_result_lies_beside_its_config():
     alone, shared = Path("a/quickstart.yaml"), Path("a/pogs/config.yaml")
     assert result_path(alone) == Path("a/quickstart.result.json")
