@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from sweep import check_jobs
+from sweep import load_jobs
 
 from jaxplan.config.reader import ConfigError, load_config
 from jaxplan.config.schema import RunConfig
@@ -40,7 +40,15 @@ def main() -> int:
     try:
         config = load_config(args.config, args.overrides)
         batches = plan_jobs(config, args)
-        check_jobs(args.config, args.overrides, batches)
+        if config.plan.prices:
+            raise ConfigError(
+                [
+                    f"plan.prices={list(config.plan.prices)}: students that are told "
+                    "prices are measured at each, and the table has one row for each "
+                    "student; leave them out"
+                ]
+            )
+        load_jobs(args.config, args.overrides, batches)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -36,7 +36,7 @@ def main() -> int:
     try:
         config = load_config(args.config, args.overrides)
         *shared, points = batches = plan_jobs(config)
-        check_jobs(config, args, batches)
+        check_table(config, load_jobs(args.config, args.overrides, batches))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -169,21 +169,32 @@ def mode_of(config: RunConfig, point) -> str:
     return str(point.values.get("ppo.mode", config.ppo.mode))
 
 
-def check_jobs(config: RunConfig, args: argparse.Namespace, batches: list) -> None:
-    """Refuse what is no config, or cannot be told in a table, before anything runs.
+def load_jobs(
+    file: str, overrides: list[str], batches: list[list[Job]]
+) -> list[RunConfig]:
+    """The configs of all runs, so that mistakes are told before anything runs.
 
     Raises:
-        ConfigError: naming every mistake of the first such run.
+        ConfigError: naming every mistake of the first run that has one.
+    """
+    jobs = itertools.chain(*batches)
+    return [load_config(file, [*overrides, f"name={name}", *own]) for name, own in jobs]
+
+
+def check_table(config: RunConfig, runs: list[RunConfig]) -> None:
+    """Refuse what cannot be told in one table and figure.
+
+    Raises:
+        ConfigError: runs are told different prices, or there is nothing to draw beside.
     """
     from jaxplan.eval.sweep import read_rows
 
-    for name, own in itertools.chain(*batches):
-        one = load_config(args.config, [*args.overrides, f"name={name}", *own])
-        if one.plan.prices != config.plan.prices:
+    for run in runs:
+        if run.plan.prices != config.plan.prices:
             raise ConfigError(
                 [
-                    f"plan.prices={list(one.plan.prices)} in {name}: all points of a "
-                    f"sweep are told the same prices, here {list(config.plan.prices)}"
+                    f"plan.prices={list(run.plan.prices)} in {run.name}: all points of "
+                    f"a sweep are told the same prices, here {list(config.plan.prices)}"
                 ]
             )
     if config.sweep.beside:
