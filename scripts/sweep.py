@@ -7,7 +7,8 @@
 Every run is one of scripts/train.py, in ``run_root/<name>-...``; the same command again
 goes on where it was. ``--list`` prints one line a job and ``--index`` runs one of them,
 for a job array; what several jobs need is made once, by ``--index shared``. ``--jobs``
-runs several side by side. The table and the figure are in ``run_root/<name>``.
+runs several side by side. The table and the figure are in ``run_root/<name>``. Agents
+that are told prices (``plan.prices``) have a row for each, and need no axis.
 """
 
 import argparse
@@ -219,13 +220,13 @@ def _write(config: RunConfig) -> None:
             rows.append(summarise_point(point, runs, arm, mode, *told))
     commits = sorted({commit for row in rows for commit in row.pop("commits")})
     for commit in commits:
-        warn_of(commit)
+        warn_of(commit or None)
     about = {
         "question": config.about.question,
         "run": config.about.run,
         "start": Path(config.ppo.start).name,  # where it lies is nobody's business
         **made_by(),
-        "commit": ", ".join(commits),
+        "commit": ", ".join(commits) if all(commits) else None,
     }
     beside = Path(config.sweep.beside) if config.sweep.beside else None
     print(write_sweep(rows, about, root / config.name, beside))

@@ -95,7 +95,8 @@ def summarise_point(
         The values; intervals of ``return``, ``events`` and ``plan_tokens_per_step``;
         the mean return and plan rate of each seed; ``collapse``, by seed: None, or
         at which end the plan rate was in training and from which iteration on;
-        ``first_minus_it``, of returns; and the ``commits`` that made the runs.
+        ``first_minus_it``, of returns; and the ``commits`` that made the runs, ""
+        for one that nobody knows.
 
     Raises:
         ValueError: the runs did not play the same worlds.
@@ -121,7 +122,7 @@ def summarise_point(
         "values": dict(point.values) | ({} if price is None else {PRICES: price}),
         "seeds": len(runs),
         "worlds": returns.shape[1],
-        "commits": sorted({str(marker.get("commit")) for marker in markers}),
+        "commits": sorted({marker.get("commit") or "" for marker in markers}),
         "first_minus_it": bootstrap_crossed(behind, confidence).to_json(),
         **{
             name: bootstrap(column.mean(axis=0), confidence).to_json()
