@@ -64,9 +64,7 @@ def bootstrap(
     if values.size == 1:
         return Interval(point, math.nan, math.nan)
     resampled = _resample(values, statistic, np.random.default_rng(seed))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(point, float(low), float(high))
+    return _percentiles(point, resampled, confidence)
 
 
 def bootstrap_crossed(
@@ -88,9 +86,7 @@ def bootstrap_crossed(
         for count in values.shape
     )
     resampled = np.einsum("ns,sw,nw->n", rows, values, columns, optimize=True)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Interval(float(np.mean(values)), float(low), float(high))
+    return _percentiles(float(np.mean(values)), resampled, confidence)
 
 
 def paired_difference(
@@ -136,6 +132,14 @@ def interquartile_mean(
     count = np.shape(values)[-1]
     cut = count // 4
     return np.mean(np.sort(values, axis=-1)[..., cut : count - cut], axis=-1)
+
+
+def _percentiles(
+    point: float, resampled: Float[np.ndarray, " samples"], confidence: float
+) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(point, float(low), float(high))
 
 
 def _resample(
