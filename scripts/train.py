@@ -334,10 +334,11 @@ class Run:
         config = self.config
         if not config.sft.panel_every:
             return None
+        own = [m for m in config.evaluate.modes if not m.startswith("scripted")]
         few = dataclasses.replace(
             config.evaluate,
             episodes=config.sft.panel_episodes,
-            modes=config.evaluate.modes[:1],
+            modes=(*own, "dynamic")[:1],
         )
         panel = make_panel(dataclasses.replace(config, evaluate=few), self.tokenizer)
         return make_probe(panel, self.setting.language)

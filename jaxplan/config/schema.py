@@ -43,7 +43,18 @@ def _check_plan_mode(mode: str) -> str:
     return mode
 
 
+def _check_panel_mode(mode: str) -> str:
+    if re.fullmatch(r"scripted-[1-9][0-9]*", mode):
+        return mode
+    try:
+        return _check_plan_mode(mode)
+    except ValueError as error:
+        more = "; on a panel also 'scripted-K': the plans are those of the expert"
+        raise ValueError(f"{error}{more}") from None
+
+
 PlanMode = Annotated[str, AfterValidator(_check_plan_mode)]
+PanelMode = Annotated[str, AfterValidator(_check_panel_mode)]
 TextLevel = Literal["compact", "balrog", "balrog_precise"]
 
 
@@ -318,7 +329,7 @@ class SftConfig:
     validate_every: PositiveInt = 50  # updates
     checkpoint_every: PositiveInt = 100  # updates
     panel_every: NonNegativeInt = 0  # updates until the student plays; 0: never
-    panel_episodes: PositiveInt = 32  # of that panel, in the first evaluate.modes
+    panel_episodes: PositiveInt = 32  # of that panel, in the first of evaluate.modes
     plan_weight: NonNegativeFloat = 1.0  # loss weight of a plan token
     action_weight: NonNegativeFloat = 1.0  # loss weight of an action token
     observation_weight: NonNegativeFloat = 0.0  # of a token of an observation
@@ -400,7 +411,7 @@ class EvaluateConfig:
     arms: tuple[str, ...] = ()  # none: random and all the run has trained
     run: str = ""  # directory of the run whose policies play; by default its own
     episodes: PositiveInt = 64  # per arm and mode
-    modes: tuple[PlanMode, ...] = ("dynamic", "never", "every-1", "every-4")
+    modes: tuple[PanelMode, ...] = ("dynamic", "never", "every-1", "every-4")
     max_steps: PositiveInt = 400
     seed: NonNegativeInt = 10_000  # first world seed of the panel
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -14,11 +14,12 @@ import numpy as np
 
 from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
 from jaxplan.core.mesh import to_host
-from jaxplan.envs.base import TextEnv
+from jaxplan.envs.base import Expert, TextEnv
+from jaxplan.envs.guided import GuidedEnv
 from jaxplan.eval.report import Result, make_result
 from jaxplan.eval.stats import bootstrap
 from jaxplan.models.params import LlamaParams
-from jaxplan.plan.grammar import parse_mode
+from jaxplan.plan.grammar import SCRIPTED, parse_mode
 from jaxplan.rollout.play import play_segments
 from jaxplan.rollout.rounds import Language, init_carry
 from jaxplan.rollout.schedule import Schedule, make_worlds, panel_schedule
@@ -63,7 +64,18 @@ class Episodes:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What all arms are measured on."""
+    """What all arms are measured on.
+
+    Attributes:
+        env: the worlds.
+        config: which of them, and the plan modes.
+        rollout: sizes of the rollout.
+        model: sizes of the model.
+        budget: plan-text tokens a turn may have.
+        turn_tokens: tokens of the longest turn.
+        guide: whose plans are given in the modes ``scripted-K``.
+        style: how the guide words them, index into ``guide.styles``.
+    """
 
     env: TextEnv
     config: EvaluateConfig
@@ -71,6 +83,16 @@ class Panel:
     model: ModelConfig
     budget: int
     turn_tokens: int
+    guide: Expert | None = None
+    style: int = 0
+
+    @property
+    def played(self) -> TextEnv:
+        """The world that is played: with the guide, where a mode asks for it."""
+        modes = [parse_mode(mode) for mode in self.config.modes]
+        if self.guide is None or min(modes) > SCRIPTED:
+            return self.env
+        return GuidedEnv(self.env, self.guide, self.style)
 
     @property
     def seeds(self) -> jax.Array:
@@ -80,7 +102,7 @@ class Panel:
     def schedule(self) -> Schedule:
         """All worlds in all modes, spread over the lanes."""
         modes = jnp.array([parse_mode(m) for m in self.config.modes], jnp.int32)
-        worlds = make_worlds(self.env, self.seeds)
+        worlds = make_worlds(self.played, self.seeds)
         return panel_schedule(worlds, self.seeds, modes, self.rollout.num_lanes)
 
 
@@ -96,7 +118,7 @@ def play_panel(
     Args:
         params: the policy.
         panel: worlds and modes.
-        language: the tokenizer's tables.
+        language: the tokenizer's tables for ``panel.played``.
         schedule: of the panel, ``Panel.schedule``.
         progress: is told episodes finished and env steps played; what it raises
             ends the panel.
@@ -105,7 +127,7 @@ def play_panel(
         The episodes, and the segments of the first lane (host), for a replay.
     """
     key = jax.random.key(0)
-    carry = init_carry(panel.env, language, schedule, key, panel.rollout)
+    carry = init_carry(panel.played, language, schedule, key, panel.rollout)
     total = int(schedule.entries.sum())
     rows: list[dict[str, Any]] = []
     lane_segments: list[Segment] = []
@@ -115,7 +137,7 @@ def play_panel(
         carry,
         language,
         schedule,
-        env=panel.env,
+        env=panel.played,
         config=panel.rollout,
         model=panel.model,
         budget=panel.budget,

@@ -15,6 +15,7 @@ from jaxplan.config.schema import RunConfig
 from jaxplan.core.mesh import make_mesh
 from jaxplan.core.processes import agree
 from jaxplan.envs.base import Expert
+from jaxplan.envs.guided import Guided
 from jaxplan.envs.worlds import make_env, make_expert, make_references
 from jaxplan.eval.panels import Panel, by_episode, play_panel, result_of
 from jaxplan.eval.replay import make_replay
@@ -36,6 +37,8 @@ _TIMED_STAGES = ("collect", "sft", "ppo", "evaluate")
 def make_panel(config: RunConfig, tokenizer: Tokenizer) -> Panel:
     """The panel of a run."""
     env = make_env(dataclasses.replace(config.env, max_steps=config.evaluate.max_steps))
+    guide = make_expert(config.env, config.expert)
+    known = [style for style in config.collect.styles if style in guide.styles]
     return Panel(
         env=env,
         config=config.evaluate,
@@ -43,6 +46,8 @@ def make_panel(config: RunConfig, tokenizer: Tokenizer) -> Panel:
         model=config.model,
         budget=config.plan.budget,
         turn_tokens=longest_turn(tokenizer, env, config.plan),
+        guide=guide,
+        style=guide.styles.index(known[0]) if known else 0,
     )
 
 
@@ -110,7 +115,7 @@ def _plays(
     stop: StopRequest,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """What a policy plays, by name: the panel, once for each price it is told."""
-    language = make_language(tokenizer, panel.env, config.plan)
+    language = make_language(tokenizer, panel.played, config.plan)
     told = {
         f"{arm}@{price:.12g}": language.saying(number)
         for number, price in enumerate(config.plan.prices)
@@ -166,7 +171,9 @@ def _play(
         for number, mode in enumerate(panel.config.modes)
     ]
     # Lane 0 begins with the first mode, on the first world.
-    world = jax.tree.map(lambda leaf: leaf[0], schedule.worlds)
+    worlds = schedule.worlds
+    worlds = worlds.world if isinstance(worlds, Guided) else worlds
+    world = jax.tree.map(lambda leaf: leaf[0], worlds)
     turns = spoken_turns(segments, tokenizer, entry=0)
     seed = int(np.asarray(panel.seeds)[0])
     mode = panel.config.modes[0]

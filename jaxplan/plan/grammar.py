@@ -43,6 +43,7 @@ _FIXED_ENTERED_BY = (
 
 DYNAMIC = 0  # plan mode: the agent decides
 NEVER = -1  # plan mode: no plans; k >= 1 is a plan in exactly every k-th turn
+SCRIPTED = -2  # and below: a plan is given, after ``SCRIPTED + 1 - mode`` turns at last
 
 
 @runtime_checkable
@@ -169,20 +170,23 @@ def check_start(tokenizer: Vocabulary, prompt: str, beginnings: Sequence[str]) -
 
 
 def parse_mode(mode: str) -> int:
-    """Read a plan mode: ``dynamic``, ``never`` or ``every-K`` (see ``start``).
+    """Read a plan mode: ``dynamic``, ``never``, ``every-K`` or ``scripted-K``.
+
+    See ``start``, and ``jaxplan.rollout.lanes.take_advice`` for the last.
 
     Raises:
         ValueError: it is none of them.
     """
     if mode in ("dynamic", "never"):
         return DYNAMIC if mode == "dynamic" else NEVER
-    every = re.fullmatch(r"every-([1-9][0-9]*)", mode)
-    if every is None:
+    fixed = re.fullmatch(r"(every|scripted)-([1-9][0-9]*)", mode)
+    if fixed is None:
         raise ValueError(
-            f"plan mode {mode!r} is unknown; allowed are 'dynamic', 'never' and "
-            "'every-K' with a whole number K >= 1, as in 'every-4'"
+            f"plan mode {mode!r} is unknown; allowed are 'dynamic', 'never', 'every-K' "
+            "and 'scripted-K' with a whole number K >= 1, as in 'every-4'"
         )
-    return int(every[1])
+    every = int(fixed[2])
+    return every if fixed[1] == "every" else SCRIPTED + 1 - every
 
 
 def start(every: Int[Array, ""] | int, turn: Int[Array, ""] | int) -> Int[Array, ""]:
@@ -190,7 +194,8 @@ def start(every: Int[Array, ""] | int, turn: Int[Array, ""] | int) -> Int[Array,
 
     Args:
         every: the plan mode: ``DYNAMIC``, ``NEVER``, or k >= 1 for a plan in exactly
-            the turns whose number is a multiple of k.
+            the turns whose number is a multiple of k. A ``SCRIPTED`` turn begins like
+            one without a plan, unless one is given.
         turn: number of the turn in its episode, from 0.
     """
     due = jnp.asarray(turn) % jnp.maximum(every, 1) == 0

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxplan.core.roles import Span
-from jaxplan.envs.base import EnvStep, State, TextEnv
+from jaxplan.envs.base import EnvStep, Phrases, State, TextEnv
+from jaxplan.envs.guided import GuidedEnv
 from jaxplan.models.visibility import NO_PLAN
 from jaxplan.plan import grammar as plan_grammar
 from jaxplan.plan.grammar import Grammar
 from jaxplan.rollout.schedule import Schedule, episode_key
+from jaxplan.text.phrases import PhraseTable, pack
 
 
 @chex.dataclass(frozen=True)
@@ -44,6 +46,21 @@ class EpisodeStats:
 
 
 @chex.dataclass(frozen=True)
+class Given:
+    """The plan a lane was given last, where plans are given.
+
+    Attributes:
+        plan: in the words of the guide.
+        goal: what the guide was after.
+        turn: of the episode, in which it was given.
+    """
+
+    plan: Phrases
+    goal: Int[Array, "*axes"]
+    turn: Int[Array, "*axes"]
+
+
+@chex.dataclass(frozen=True)
 class Lane:
     """Where a lane stands; see ``jaxplan.rollout.rounds`` for how it moves on.
 
@@ -67,6 +84,7 @@ class Lane:
         turn_env_steps: env steps of this turn so far.
         turn_plan_tokens: plan-text tokens of this turn so far.
         stats: account of the episode.
+        given: its plan, if the world has a guide.
     """
 
     world: State
@@ -87,6 +105,7 @@ class Lane:
     turn_env_steps: Int[Array, "*axes"]
     turn_plan_tokens: Int[Array, "*axes"]
     stats: EpisodeStats
+    given: Given | None
 
 
 @chex.dataclass(frozen=True)
@@ -136,6 +155,16 @@ def _empty_stats(env: TextEnv, world: State) -> EpisodeStats:
     )
 
 
+def _nothing_given(env: TextEnv, world: State) -> Given | None:
+    """No plan, of the size of one; nothing in a world without a guide."""
+    if not isinstance(env, GuidedEnv):
+        return None
+    zero = jnp.zeros((), jnp.int32)
+    plan = jax.eval_shape(env.plan, jax.random.key(0), world)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), plan)
+    return Given(plan=empty, goal=zero, turn=zero)
+
+
 def _pick(choice: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(choice, a, b), new, old)
 
@@ -165,6 +194,7 @@ def init_lanes(
         turn_env_steps=zero,
         turn_plan_tokens=zero,
         stats=_empty_stats(env, world),
+        given=_nothing_given(env, world),
     )
     return jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (num_lanes, *leaf.shape)), one
@@ -319,11 +349,79 @@ def begin_turn(lane: Lane, budget: int, begin: Bool[Array, ""]) -> Lane:
     return _pick(begin, fresh, lane)
 
 
+def take_advice(lane: Lane, env: GuidedEnv, begin: Bool[Array, ""]) -> Lane:
+    """Give the lane a plan for the turn it begins, in mode ``scripted-K``.
+
+    A plan is due in the first turn, where the guide is after something else than it
+    said last, and after K turns with the same plan.
+
+    Args:
+        lane: one lane.
+        env: its world.
+        begin: whether the lane has just begun a turn.
+    """
+    given: Any = lane.given
+    goal, turn = lane.world.intent.goal, lane.episode_turn
+    every = plan_grammar.SCRIPTED + 1 - lane.mode
+    due = (turn == 0) | (goal != given.goal) | (turn - given.turn >= every)
+    key = jax.random.fold_in(token_key(lane), 0)
+    fresh = Given(plan=env.plan(key, lane.world), goal=goal, turn=turn)
+    listens = begin & _is_scripted(lane) & ~lane.asleep
+    given = _pick(listens & due, fresh, given)
+    advised = dataclasses.replace(lane, given=given)
+    return _pick(begin, dataclasses.replace(advised, state=_start(advised)), advised)
+
+
+def dictate(
+    lane: Lane,
+    grammar: Grammar,
+    table: PhraseTable,
+    budget: int,
+    token: Int[Array, ""],
+) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """Put the next token of the plan given in the place of the one sampled.
+
+    Args:
+        lane: one lane.
+        grammar: the plan grammar.
+        table: the guide's phrases.
+        budget: plan-text tokens a turn may have; phrases beyond it are left out.
+        token: the one sampled.
+
+    Returns:
+        The token to be said, and whether it is dictated.
+    """
+    given: Any = lane.given
+    text, length, _ = pack(table, given.plan, budget)
+    place = lane.turn_plan_tokens
+    end = jnp.argmax(grammar.legal[plan_grammar.TEXT_FULL]).astype(jnp.int32)
+    said = jnp.where(place < length, text[jnp.minimum(place, budget - 1)], end)
+    in_text = (lane.state == plan_grammar.TEXT_FIRST) | (
+        lane.state == plan_grammar.TEXT
+    )
+    dictated = _is_scripted(lane) & in_text
+    return jnp.where(dictated, said, token), dictated
+
+
+def _is_scripted(lane: Lane) -> Bool[Array, ""]:
+    return lane.mode <= plan_grammar.SCRIPTED
+
+
+def _start(lane: Lane) -> Int[Array, ""]:
+    """The state the lane's turn begins in; with a plan where one is given in it."""
+    state = plan_grammar.start(lane.mode, lane.episode_turn)
+    if lane.given is None:
+        return state
+    now = _is_scripted(lane) & (lane.given.turn == lane.episode_turn)
+    spoken = now & lane.given.plan.mask.any()
+    return jnp.where(spoken, plan_grammar.DECIDE_PLAN, state)
+
+
 def restart_turn(lane: Lane, budget: int) -> Lane:
     """Forget what the lane has written in a turn the segment's end has cut off."""
     return dataclasses.replace(
         lane,
-        state=plan_grammar.start(lane.mode, lane.episode_turn),
+        state=_start(lane),
         remaining=jnp.full((), budget, jnp.int32),
         generated=jnp.zeros((), jnp.int32),
         plan=lane.active_plan,

@@ -28,6 +28,7 @@ from jaxplan.core.mesh import LANES, WHOLE, each_shard
 from jaxplan.core.roles import Role
 from jaxplan.core.specs import spec_tree
 from jaxplan.envs.base import TextEnv
+from jaxplan.envs.guided import GuidedEnv
 from jaxplan.models.cache import Cache, extend, init_cache
 from jaxplan.models.heads import lm_logits
 from jaxplan.models.params import LlamaParams, cast_params, unstack_layers
@@ -66,12 +67,14 @@ class Language:
         prompts: what opens a context, in as many wordings as there are prices of a plan
             token to be told, or in one; filled up at the end.
         prompt_lengths: tokens of each.
+        advice: the phrases of the world's guide, if it has one.
     """
 
     grammar: Grammar
     table: PhraseTable
     prompts: Int[Array, "P prompt"]
     prompt_lengths: Int[Array, " P"]
+    advice: PhraseTable | None = None
 
     def prompt(self, number: int) -> list[int]:
         """The ids of one wording (host)."""
@@ -314,6 +317,10 @@ class _Rollout:
         lanes = jax.vmap(lane_ops.begin_turn, in_axes=(0, None, 0))(
             lanes, self.budget, observed
         )
+        if isinstance(self.env, GuidedEnv):
+            lanes = jax.vmap(lane_ops.take_advice, in_axes=(0, None, 0))(
+                lanes, self.env, observed
+            )
         stream, dropped = self._describe(state.stream, lanes, observed)
         turns = end_turn(state.turns, turn_end)
         turns = start_turn(turns, observed, stream.cursor, lanes.turn)
@@ -367,6 +374,13 @@ class _Rollout:
         token, decide, which = jax.vmap(draw, in_axes=(0, None, 0, 0))(
             keys, grammar, logits, lanes.state
         )
+        sampled = grammar.choice[lanes.state]
+        if self.language.advice is not None:
+            token, dictated = jax.vmap(
+                lane_ops.dictate, in_axes=(0, None, None, None, 0)
+            )(lanes, grammar, self.language.advice, self.budget, token)
+            sampled &= ~dictated
+            which = jnp.where(dictated, 0.0, which)
         read_all = state.cache.cursor + lengths == state.stream.cursor
         writing = self._may_write(state) & (lengths > 0) & read_all
         written, facts = jax.vmap(lane_ops.write, in_axes=(0, None, 0, 0))(
@@ -377,7 +391,7 @@ class _Rollout:
             role=grammar.role[lanes.state],
             span=facts["span"],
             state=lanes.state,
-            sampled=grammar.choice[lanes.state],
+            sampled=sampled,
             log_prob=decide + which,
             decide_log_prob=decide,
             turn=lanes.turn,

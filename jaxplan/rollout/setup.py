@@ -5,6 +5,7 @@ import numpy as np
 
 from jaxplan.config.schema import PlanConfig, RolloutConfig
 from jaxplan.envs.base import TextEnv
+from jaxplan.envs.guided import GuidedEnv
 from jaxplan.plan.grammar import check_start, check_turns, make_grammar
 from jaxplan.rollout.rounds import Language
 from jaxplan.text.phrases import make_phrase_table
@@ -30,11 +31,15 @@ def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Langu
     rows = np.zeros((len(prompts), max(lengths)), np.int32)
     for row, prompt in zip(rows, prompts, strict=True):
         row[: len(prompt)] = prompt
+    advice = None
+    if isinstance(env, GuidedEnv):
+        advice = make_phrase_table(tokenizer, env.guide.phrases)
     return Language(
         grammar=make_grammar(tokenizer, names, plan),
         table=make_phrase_table(tokenizer, env.phrases),
         prompts=jnp.asarray(rows),
         prompt_lengths=jnp.array(lengths, jnp.int32),
+        advice=advice,
     )
 
 
