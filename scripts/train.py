@@ -334,7 +334,8 @@ class Run:
         config = self.config
         if not config.sft.panel_every:
             return None
-        own = [m for m in config.evaluate.modes if not m.startswith("scripted")]
+        guided = ("scripted", "prompted")
+        own = [m for m in config.evaluate.modes if not m.startswith(guided)]
         few = dataclasses.replace(
             config.evaluate,
             episodes=config.sft.panel_episodes,

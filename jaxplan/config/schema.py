@@ -44,13 +44,13 @@ def _check_plan_mode(mode: str) -> str:
 
 
 def _check_panel_mode(mode: str) -> str:
-    if re.fullmatch(r"scripted-[1-9][0-9]*", mode):
+    if re.fullmatch(r"(scripted|prompted)-[1-9][0-9]*", mode):
         return mode
     try:
         return _check_plan_mode(mode)
     except ValueError as error:
-        more = "; on a panel also 'scripted-K': the plans are those of the expert"
-        raise ValueError(f"{error}{more}") from None
+        more = "on a panel also 'scripted-K' and 'prompted-K', with the expert's help"
+        raise ValueError(f"{error}; {more}") from None
 
 
 PlanMode = Annotated[str, AfterValidator(_check_plan_mode)]

@@ -1,9 +1,10 @@
-"""A world in which somebody knows what to do, and says it: for the mode ``scripted``.
+"""A world in which somebody knows what to do: for the modes scripted and prompted.
 
-There the plans of an agent are not its own. A scripted player looks on from the same
-cell, with a memory of its own, and its words are forced in as the agent's plan; the
-actions stay the agent's. What an agent does with the plans of another is what
-following a plan is worth, apart from finding one.
+There the plans of an agent are not all its own. A scripted player looks on from the
+same cell, with a memory of its own, and says when a plan is due; in ``scripted-K`` its
+words are forced in as the agent's plan as well. The actions stay the agent's. So what
+is lost by planning at the wrong time, by planning the wrong thing, and by not doing
+what was planned, can be told apart.
 """
 
 import dataclasses

@@ -19,7 +19,7 @@ from jaxplan.envs.guided import GuidedEnv
 from jaxplan.eval.report import Result, make_result
 from jaxplan.eval.stats import bootstrap
 from jaxplan.models.params import LlamaParams
-from jaxplan.plan.grammar import SCRIPTED, parse_mode
+from jaxplan.plan.grammar import GUIDED, parse_mode
 from jaxplan.rollout.play import play_segments
 from jaxplan.rollout.rounds import Language, init_carry
 from jaxplan.rollout.schedule import Schedule, make_worlds, panel_schedule
@@ -73,7 +73,7 @@ class Panel:
         model: sizes of the model.
         budget: plan-text tokens a turn may have.
         turn_tokens: tokens of the longest turn.
-        guide: whose plans are given in the modes ``scripted-K``.
+        guide: whose plans are given in the modes with a guide.
         style: how the guide words them, index into ``guide.styles``.
     """
 
@@ -90,7 +90,7 @@ class Panel:
     def played(self) -> TextEnv:
         """The world that is played: with the guide, where a mode asks for it."""
         modes = [parse_mode(mode) for mode in self.config.modes]
-        if self.guide is None or min(modes) > SCRIPTED:
+        if self.guide is None or min(modes) > GUIDED:
             return self.env
         return GuidedEnv(self.env, self.guide, self.style)
 

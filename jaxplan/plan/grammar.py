@@ -43,7 +43,7 @@ _FIXED_ENTERED_BY = (
 
 DYNAMIC = 0  # plan mode: the agent decides
 NEVER = -1  # plan mode: no plans; k >= 1 is a plan in exactly every k-th turn
-SCRIPTED = -2  # and below: a plan is given, after ``SCRIPTED + 1 - mode`` turns at last
+GUIDED = -2  # plan mode: this and below, see ``guidance``
 
 
 @runtime_checkable
@@ -170,23 +170,42 @@ def check_start(tokenizer: Vocabulary, prompt: str, beginnings: Sequence[str]) -
 
 
 def parse_mode(mode: str) -> int:
-    """Read a plan mode: ``dynamic``, ``never``, ``every-K`` or ``scripted-K``.
+    """Read a plan mode: ``dynamic``, ``never``, ``every-K``, or one with a guide.
 
-    See ``start``, and ``jaxplan.rollout.lanes.take_advice`` for the last.
+    Those are ``scripted-K`` and ``prompted-K``, see ``guidance``.
 
     Raises:
         ValueError: it is none of them.
     """
     if mode in ("dynamic", "never"):
         return DYNAMIC if mode == "dynamic" else NEVER
-    fixed = re.fullmatch(r"(every|scripted)-([1-9][0-9]*)", mode)
+    fixed = re.fullmatch(r"(every|scripted|prompted)-([1-9][0-9]*)", mode)
     if fixed is None:
         raise ValueError(
-            f"plan mode {mode!r} is unknown; allowed are 'dynamic', 'never', 'every-K' "
-            "and 'scripted-K' with a whole number K >= 1, as in 'every-4'"
+            f"plan mode {mode!r} is unknown; allowed are 'dynamic', 'never', and "
+            "'every-K', 'scripted-K' and 'prompted-K' with a whole number K >= 1, as "
+            "in 'every-4'"
         )
     every = int(fixed[2])
-    return every if fixed[1] == "every" else SCRIPTED + 1 - every
+    return {"every": every, "scripted": -2 * every, "prompted": -2 * every - 1}[
+        fixed[1]
+    ]
+
+
+def guidance(
+    mode: Int[Array, ""],
+) -> tuple[Bool[Array, ""], Bool[Array, ""], Int[Array, ""]]:
+    """Tell what a plan mode leaves to the guide of a world (``GuidedEnv``).
+
+    In ``scripted-K`` and ``prompted-K`` the guide says when a plan is due: in the first
+    turn, where it is after something else than it was at the last plan, and K turns
+    after that. In the first its words are the plan, in the second those of the agent.
+
+    Returns:
+        Whether the guide says when, whether it says what, and K.
+    """
+    guided = mode <= GUIDED
+    return guided, guided & (mode % 2 == 0), -mode // 2
 
 
 def start(every: Int[Array, ""] | int, turn: Int[Array, ""] | int) -> Int[Array, ""]:
@@ -194,8 +213,8 @@ def start(every: Int[Array, ""] | int, turn: Int[Array, ""] | int) -> Int[Array,
 
     Args:
         every: the plan mode: ``DYNAMIC``, ``NEVER``, or k >= 1 for a plan in exactly
-            the turns whose number is a multiple of k. A ``SCRIPTED`` turn begins like
-            one without a plan, unless one is given.
+            the turns whose number is a multiple of k. With a guide a turn begins like
+            one without a plan, unless the guide wants one.
         turn: number of the turn in its episode, from 0.
     """
     due = jnp.asarray(turn) % jnp.maximum(every, 1) == 0

@@ -350,10 +350,7 @@ def begin_turn(lane: Lane, budget: int, begin: Bool[Array, ""]) -> Lane:
 
 
 def take_advice(lane: Lane, env: GuidedEnv, begin: Bool[Array, ""]) -> Lane:
-    """Give the lane a plan for the turn it begins, in mode ``scripted-K``.
-
-    A plan is due in the first turn, where the guide is after something else than it
-    said last, and after K turns with the same plan.
+    """Give the lane a plan for the turn it begins, where its guide wants one.
 
     Args:
         lane: one lane.
@@ -362,11 +359,11 @@ def take_advice(lane: Lane, env: GuidedEnv, begin: Bool[Array, ""]) -> Lane:
     """
     given: Any = lane.given
     goal, turn = lane.world.intent.goal, lane.episode_turn
-    every = plan_grammar.SCRIPTED + 1 - lane.mode
+    guided, _, every = plan_grammar.guidance(lane.mode)
     due = (turn == 0) | (goal != given.goal) | (turn - given.turn >= every)
     key = jax.random.fold_in(token_key(lane), 0)
     fresh = Given(plan=env.plan(key, lane.world), goal=goal, turn=turn)
-    listens = begin & _is_scripted(lane) & ~lane.asleep
+    listens = begin & guided & ~lane.asleep
     given = _pick(listens & due, fresh, given)
     advised = dataclasses.replace(lane, given=given)
     return _pick(begin, dataclasses.replace(advised, state=_start(advised)), advised)
@@ -399,12 +396,9 @@ def dictate(
     in_text = (lane.state == plan_grammar.TEXT_FIRST) | (
         lane.state == plan_grammar.TEXT
     )
-    dictated = _is_scripted(lane) & in_text
+    _, scripted, _ = plan_grammar.guidance(lane.mode)
+    dictated = scripted & in_text
     return jnp.where(dictated, said, token), dictated
-
-
-def _is_scripted(lane: Lane) -> Bool[Array, ""]:
-    return lane.mode <= plan_grammar.SCRIPTED
 
 
 def _start(lane: Lane) -> Int[Array, ""]:
@@ -412,7 +406,8 @@ def _start(lane: Lane) -> Int[Array, ""]:
     state = plan_grammar.start(lane.mode, lane.episode_turn)
     if lane.given is None:
         return state
-    now = _is_scripted(lane) & (lane.given.turn == lane.episode_turn)
+    guided, _, _ = plan_grammar.guidance(lane.mode)
+    now = guided & (lane.given.turn == lane.episode_turn)
     spoken = now & lane.given.plan.mask.any()
     return jnp.where(spoken, plan_grammar.DECIDE_PLAN, state)
 

@@ -177,7 +177,7 @@ def test_a_mode_is_the_state_a_turn_begins_in(mode, expected):
 )
 def test_an_unknown_mode_is_refused_with_the_known_ones(mode):
     with pytest.raises(
-        ValueError, match="allowed are 'dynamic', 'never', 'every-K' and 'scripted-K'"
+        ValueError, match="allowed are 'dynamic', 'never', and 'every-K'"
     ):
         parse_mode(mode)
 

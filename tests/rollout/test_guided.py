@@ -20,7 +20,7 @@ from jaxplan.envs.base import Intent, Phrases
 from jaxplan.envs.guided import GuidedEnv
 from jaxplan.envs.worlds import make_env, make_expert
 from jaxplan.models.params import init_params
-from jaxplan.plan.grammar import DYNAMIC, parse_mode
+from jaxplan.plan.grammar import guidance, parse_mode
 from jaxplan.rollout.lanes import init_lanes, take_advice, world_key
 from jaxplan.rollout.play import play_segments
 from jaxplan.rollout.rounds import init_carry
@@ -44,7 +44,8 @@ WORLDS = {
     "pogs": EnvConfig(name="pogs", max_steps=14, pogs=PogsConfig(nodes=8, k_hops=1)),
 }
 FIRST = 100  # world seed
-MODES = ("scripted-1", "scripted-3", "scripted-9", "dynamic", "never") * 10
+GUIDED = ("scripted-1", "scripted-3", "scripted-9", "prompted-3")
+MODES = (*GUIDED, "dynamic", "never") * 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +150,16 @@ def looked_on(played: Played, lane: int) -> list[tuple[int, str]]:
     raise AssertionError("the episode has no end")
 
 
-@pytest.mark.parametrize("every", [1, 3, 9])
-def test_the_plans_are_the_experts(played, every):
+@pytest.mark.parametrize("mode", GUIDED)
+def test_the_plans_are_the_experts(played, mode):
     """In the first turn, where its goal is another, and after K turns."""
-    for lane in np.flatnonzero(np.array(MODES) == f"scripted-{every}"):
+    who, every = mode.split("-")[0], int(mode.split("-")[1])
+    for lane in np.flatnonzero(np.array(MODES) == mode):
         told, goal, since, count = played.turns[lane], None, 0, 0
         for turn, (now, words) in zip(told, looked_on(played, lane), strict=True):
             due = now != goal or since >= every
-            assert turn.plan == (words if due else "")
+            assert bool(turn.plan) == due
+            assert who == "prompted" or turn.plan == (words if due else "")
             goal, since = now, 1 if due else since + 1
             count += due
         assert count
@@ -164,7 +167,7 @@ def test_the_plans_are_the_experts(played, every):
 
 
 def test_nothing_of_a_plan_given_is_sampled(played):
-    given, own = (np.array([m.startswith(s) for m in MODES]) for s in ("scr", "dyn"))
+    given, own = (np.array([m.startswith(s) for m in MODES]) for s in ("scr", "pro"))
     sampled = 0
     for segment in played.segments:
         tokens = segment.stream.tokens
@@ -172,7 +175,7 @@ def test_nothing_of_a_plan_given_is_sampled(played):
         assert not tokens.sampled[text & given[:, None]].any()
         assert not tokens.log_prob[text & given[:, None]].any()
         sampled += tokens.sampled[text & own[:, None]].sum()
-    assert sampled  # by who decides alone
+    assert sampled  # the words of who is only prompted
 
 
 def test_actions_and_other_modes_stay_the_agents(played):
@@ -193,9 +196,14 @@ def test_the_account_counts_plans_given(played):
     np.testing.assert_array_equal(plans, told)
 
 
-def test_modes_are_read():
-    assert parse_mode("scripted-1") < parse_mode("never") < DYNAMIC
-    assert parse_mode("scripted-12") == parse_mode("scripted-1") - 11
+@pytest.mark.parametrize("every", [1, 2, 12])
+def test_modes_are_read(every):
+    def read(mode):
+        return [int(told) for told in guidance(jnp.int32(parse_mode(mode)))]
+
+    assert read(f"scripted-{every}") == [1, 1, every]
+    assert read(f"prompted-{every}") == [1, 0, every]
+    assert not any(read(mode)[0] for mode in ("dynamic", "never", f"every-{every}"))
     with pytest.raises(ValueError, match="scripted-K"):
         parse_mode("scripted")
 
