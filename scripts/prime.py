@@ -1,4 +1,4 @@
-"""Run the priming experiment of a config: one dataset, four students, one table.
+"""Run the priming experiment of a config: one dataset, four students, their tables.
 
     python scripts/prime.py --config configs/experiments/priming/small.yaml
 
@@ -11,6 +11,7 @@ the tables; ``result.json`` is in ``run_root/<name>``.
 import argparse
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 from sweep import load_jobs
@@ -32,6 +33,13 @@ STUDENTS = {
 LONGER = 3  # times the history, for the last student
 FORCED = ("dynamic", "naive")  # whose plan frequency is also set from outside
 CURVE = "never,every-1,every-2,every-4,every-8,every-16,dynamic"
+# Whom the expert tells when to plan, or when and what; and one of them over how often.
+GUIDED = {
+    "dynamic": ("prompted-4", "scripted-4"),
+    "naive": ("scripted-4",),
+    "shuffled": ("scripted-4",),
+}
+GUIDED_CURVE = ("dynamic", "scripted-1,scripted-2,scripted-4,scripted-8,scripted-16")
 
 
 def main() -> int:
@@ -89,20 +97,30 @@ def plan_jobs(config: RunConfig, args: argparse.Namespace) -> list[list[Job]]:
         for seed in range(args.seeds)
         for student, (mode, overrides) in STUDENTS.items()
     ]
-    curves: list[Job] = [
-        (
-            f"{name}-{student}-0-curve",
-            [
-                "stages=[evaluate,report]",
-                f"evaluate.run={root / f'{name}-{student}-0'}",
-                f"evaluate.modes=[{CURVE}]",
-                f"evaluate.episodes={args.curve_episodes}",
-                f"evaluate.max_steps={args.curve_steps}",
-            ],
-        )
+
+    def play(run: str, as_name: str, modes: str, *sizes: str) -> Job:
+        """Let a trained student play again."""
+        of_run = [f"evaluate.run={root / run}", f"evaluate.modes=[{modes}]"]
+        return as_name, ["stages=[evaluate,report]", *of_run, *sizes]
+
+    small = (
+        f"evaluate.episodes={args.curve_episodes}",
+        f"evaluate.max_steps={args.curve_steps}",
+    )
+    curves = [
+        play(f"{name}-{student}-0", f"{name}-{student}-0-curve", CURVE, *small)
         for student in FORCED
     ]
-    return [collect, students, curves]
+    runs = {
+        f"{name}-{student}-{seed}": ",".join(modes)
+        for seed in range(args.seeds)
+        for student, modes in GUIDED.items()
+    }
+    guided = [play(run, f"{run}-guided", modes) for run, modes in runs.items()]
+    student, modes = GUIDED_CURVE
+    run = f"{name}-{student}-0"
+    guided.append(play(run, f"{run}-guided-curve", modes, *small))
+    return [collect, students, curves, guided]
 
 
 def _parse() -> argparse.Namespace:
@@ -124,10 +142,17 @@ def _count(text: str) -> int:
 
 
 def _write(config: RunConfig, seeds: int) -> str:
-    from jaxplan.eval.priming import format_priming, measure, read_student, summarise
-    from jaxplan.io.rundir import made_by, warn_of
+    from jaxplan.eval.priming import (
+        format_priming,
+        measure,
+        read_student,
+        summarise,
+        summarise_guided,
+    )
+    from jaxplan.io.rundir import commits_of, made_by, warn_of
 
     root, name = Path(config.run_root), config.name
+    confidence = config.evaluate.confidence
 
     def results(run: Path) -> list[dict]:
         text = (run / "report" / "summary.json").read_text(encoding="utf-8")
@@ -143,16 +168,35 @@ def _write(config: RunConfig, seeds: int) -> str:
         read_student(student, paths, STUDENTS[student][0], len(events))
         for student, paths in runs.items()
     ]
-    every = [run for paths in runs.values() for run in paths]
-    made = made_by()
-    warn_of(made["commit"])
+    again = {
+        student: [run.with_name(f"{run.name}-guided") for run in runs[student]]
+        for student in GUIDED
+    }
+    guided = [
+        (mode, read_student(student, again[student], mode, len(events)))
+        for student, modes in GUIDED.items()
+        for mode in modes
+    ]
+    student, _ = GUIDED_CURVE
+    curve = root / f"{name}-{student}-0-guided-curve"
+    first = [*chain(*runs.values()), *forced.values()]
+    later = [*chain(*again.values()), curve]
+    commits = commits_of(first), commits_of(later)
+    for commit in dict.fromkeys(commits):
+        warn_of(commit)
     result = {
         "question": config.about.question,
         "run": config.about.run,
-        **made,
-        **measure(root / f"{name}-data", [*every, *forced.values()]),
-        "students": summarise(students, events, config.evaluate.confidence),
+        **made_by(),
+        "commit": commits[0],
+        **measure(root / f"{name}-data", [*first, *later]),
+        "students": summarise(students, events, confidence),
         "curves": {student: results(run) for student, run in forced.items()},
+        "guided": {
+            "commit": commits[1],
+            "students": summarise_guided(students, guided, confidence),
+            "curve": {"student": student, "results": results(curve)},
+        },
     }
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)

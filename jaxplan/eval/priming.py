@@ -32,7 +32,7 @@ class Student:
         unlocked: which events happened, by seed, world and event.
         alive: whether the episode ended by the time limit, by seed and world.
         plan_tokens_per_step: by seed and world.
-        sft: results of the SFT stage, by seed.
+        sft: results of the SFT stage, by seed; none where other runs have learnt.
     """
 
     name: str
@@ -70,7 +70,7 @@ def read_student(
         unlocked=unlocked,
         alive=np.array([own["alive"] for own in played], bool),
         plan_tokens_per_step=tokens / np.maximum(steps, 1),
-        sft=[_read(run, "sft") for run in runs],
+        sft=[_read(run, "sft") for run in runs if marker(run, "sft").exists()],
     )
 
 
@@ -111,6 +111,38 @@ def summarise(
                 ).to_json(),
                 "per_event": dict(zip(event_names, rates.tolist(), strict=True)),
                 **_held_out(student.sft),
+            }
+        )
+    return rows
+
+
+def summarise_guided(
+    own: Sequence[Student], guided: Sequence[tuple[str, Student]], confidence: float
+) -> list[dict[str, Any]]:
+    """One row for each student that played with the help of its teacher.
+
+    Args:
+        own: the students without help.
+        guided: some of them with it, in the same worlds, and the plan mode.
+        confidence: of the intervals.
+    """
+    alone = {each.name: each.unlocked.sum(axis=2).mean(axis=0) for each in own}
+    rows = []
+    for mode, student in guided:
+        counts = student.unlocked.sum(axis=2)
+        by_world = counts.mean(axis=0)
+        gain = paired_difference(by_world, alone[student.name], confidence)
+        tokens = student.plan_tokens_per_step.mean(axis=0)
+        rows.append(
+            {
+                "student": student.name,
+                "mode": mode,
+                "achievements": bootstrap(by_world, confidence).to_json(),
+                "achievements_by_seed": counts.mean(axis=1).tolist(),
+                "gain": gain.to_json(),
+                "score": _score(student.unlocked, confidence),
+                "alive": bootstrap(student.alive.mean(axis=0), confidence).to_json(),
+                "plan_tokens_per_step": bootstrap(tokens, confidence).to_json(),
             }
         )
     return rows
@@ -185,8 +217,10 @@ def format_priming(result: Mapping[str, Any]) -> str:
     """Write the tables of the experiment as Markdown.
 
     Args:
-        result: ``students``, the rows of ``summarise``; and ``curves``, by student the
-            results of the panel over forced plan frequencies.
+        result: ``students``, the rows of ``summarise``; ``curves``, by student the
+            results of the panel over forced plan frequencies; and ``guided``: in
+            ``students`` the rows of ``summarise_guided``, and the ``curve`` of one
+            ``student`` over how often.
     """
     rows = result["students"]
     head = (
@@ -216,18 +250,40 @@ def format_priming(result: Mapping[str, Any]) -> str:
         _markdown(("achievement", *(row["student"] for row in rows)), events),
     ]
     for student, results in result["curves"].items():
-        curve = [
-            (
-                own["mode"],
-                show_interval(own["achievements"]),
-                show_interval(own["plan_rate"]),
-                show_interval(own["steps"]),
-            )
-            for own in results
-        ]
-        head = (f"{student}, forced", "achievements", "plan rate", "steps")
-        parts.append(_markdown(head, curve))
+        parts.append(_curve(f"{student}, forced", results))
+    guided = result["guided"]
+    head = (
+        *("student", "with the expert's help", "achievements", "by seed"),
+        *("more than without", "score", "alive", "plan tokens a step"),
+    )
+    body = [
+        (
+            row["student"],
+            row["mode"],
+            show_interval(row["achievements"]),
+            " ".join(f"{mean:.2f}" for mean in row["achievements_by_seed"]),
+            *(show_interval(row[name]) for name in ("gain", "score", "alive")),
+            show_interval(row["plan_tokens_per_step"]),
+        )
+        for row in guided["students"]
+    ]
+    curve = guided["curve"]
+    parts.append(_markdown(head, body))
+    parts.append(_curve(f"{curve['student']}, guided", curve["results"]))
     return "\n".join(parts)
+
+
+def _curve(title: str, results: Sequence[Mapping[str, Any]]) -> str:
+    body = [
+        (
+            own["mode"],
+            show_interval(own["achievements"]),
+            show_interval(own["plan_rate"]),
+            show_interval(own["steps"]),
+        )
+        for own in results
+    ]
+    return _markdown((title, "achievements", "plan rate", "steps"), body)
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

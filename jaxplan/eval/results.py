@@ -86,11 +86,12 @@ def _keep_table(table: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     about, commit = config["about"], result["commit"]
     if any(result[key] != about[key] for key in ("question", "run")):
         raise ValueError(f"{table} answers {result['question']!r}, not the config's")
-    if "," in str(commit) or not is_kept(commit):
-        raise ValueError(
-            f"{table}: made by {commit or 'an unknown commit'}; commit first and let "
-            "one commit make every run, so that the result can be made again"
-        )
+    for name in (commit, result.get("guided", result)["commit"]):
+        if "," in str(name) or not is_kept(name):
+            raise ValueError(
+                f"{table}: made by {name or 'an unknown commit'}; commit first and let "
+                "one commit make every run, so that the result can be made again"
+            )
     return result
 
 

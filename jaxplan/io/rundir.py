@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,18 @@ def warn_of(name: str | None) -> None:
             f"warning: made by {name or 'an unknown commit'}; commit first, so that "
             "the result can be made again\n"
         )
+
+
+def commits_of(runs: Iterable[Path]) -> str | None:
+    """Name the commits that made some runs; None if one is unknown.
+
+    A report may have been written again since, and measures nothing.
+    """
+    files = [file for run in runs for file in (run / "stages").glob("*.json")]
+    stages = [json.loads(f.read_text("utf-8")) for f in files if f.stem != "report"]
+    names = {stage.get("commit") for stage in stages}
+    known = [name for name in names if name is not None]
+    return ", ".join(sorted(known)) if len(known) == len(names) else None
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -1,11 +1,18 @@
 """The table of the priming experiment, from runs written by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from jaxplan.eval.priming import format_priming, measure, read_student, summarise
+from jaxplan.eval.priming import (
+    format_priming,
+    measure,
+    read_student,
+    summarise,
+    summarise_guided,
+)
 from jaxplan.eval.report import crafter_score
 
 EVENTS = ("wood", "stone", "iron")
@@ -70,11 +77,29 @@ def test_the_table_has_a_line_for_each_student_achievement_and_mode(students):
     interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
     names = ("achievements", "plan_rate", "steps")
     curve = [{"mode": "every-2"} | dict.fromkeys(names, interval)]
-    text = format_priming({"students": rows, "curves": {"plans": curve}})
+    often = [curve[0] | {"mode": "scripted-2"}]
+    guided = {
+        "students": summarise_guided(students, [("scripted-4", students[1])], 0.9),
+        "curve": {"student": "plans", "results": often},
+    }
+    result = {"students": rows, "curves": {"plans": curve}, "guided": guided}
+    text = format_priming(result)
+    assert "| none | scripted-4 | 1.00 [0.50, 1.50] | 0.50 1.50 | 0.00 [0.00," in text
+    assert f"| scripted-2 |{' 0.50 [0.25, 0.75] |' * 3}" in text
     assert "| plans | 2.00 [1.50, 2.50] | 2.00 2.00 | 0.00 [0.00, 0.00] |" in text
     assert "| stone | 75% | 0% |" in text
     assert f"| every-2 |{' 0.50 [0.25, 0.75] |' * 3}" in text
     assert "| - |" in text  # no plans, no perplexity of plans
+
+
+def test_who_is_guided_is_compared_with_itself_alone(students):
+    own, better = students
+    renamed = dataclasses.replace(better, name=own.name, sft=[])
+    (row,) = summarise_guided([better, own], [("prompted-2", renamed)], 0.9)
+    assert (row["student"], row["mode"]) == ("plans", "prompted-2")
+    assert row["achievements_by_seed"] == [0.5, 1.5]
+    assert row["gain"] == {"mean": -1.0, "low": -1.0, "high": -1.0}
+    assert row["alive"]["mean"] == 0.25
 
 
 def test_seconds_are_summed_over_runs_and_speeds_are_medians(tmp_path):

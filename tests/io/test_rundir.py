@@ -16,6 +16,7 @@ from jaxplan.io.rundir import (
     RunDirectoryError,
     check_finished,
     commit,
+    commits_of,
     describe,
     hardware,
     is_kept,
@@ -263,3 +264,18 @@ def test_only_code_that_no_commit_has_is_warned_of(capsys):
     assert capsys.readouterr().err.startswith("warning: made by abc1234-dirty; commit")
     warn_of(None)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_commits_of_runs_are_those_of_what_was_measured(tmp_path):
+    def run(name, **stages):
+        (tmp_path / name / "stages").mkdir(parents=True)
+        for stage, told in stages.items():
+            file = tmp_path / name / "stages" / f"{stage}.json"
+            file.write_text(json.dumps({"commit": told} if told else {}))
+        return tmp_path / name
+
+    one, other = run("one", sft="a1", report="c3"), run("other", sft="b2")
+    both, lost = run("both", sft="b2", evaluate="a1"), run("lost", sft=None)
+    assert commits_of([one]) == "a1"
+    assert commits_of([one, other]) == commits_of([both]) == "a1, b2"
+    assert commits_of([one, lost]) is None

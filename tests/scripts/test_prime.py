@@ -49,6 +49,10 @@ def test_priming_makes_its_table_with_one_command(tmp_path):
     assert rows["naive"]["perplexity_plan"] is None
     assert rows["naive"]["plan_tokens_per_step"]["mean"] == 0
     assert [row["mode"] for row in result["curves"]["naive"]][-1] == "dynamic"
+    guided = result["guided"]
+    assert [row["student"] for row in guided["students"]] == ["dynamic", *rows][:4]
+    assert all(row["plan_tokens_per_step"]["mean"] > 0 for row in guided["students"])
+    assert guided["curve"]["results"][0]["mode"] == "scripted-1"
     assert "| dynamic |" in done.stdout
     assert "tiny-naive-0: sft  4/4" in done.stderr, "side by side"
     again = start("prime.py", tmp_path, *few, *sizes, *asked)

@@ -114,6 +114,8 @@ function lineChart(name, series) {
 
 // Achievements against plan rate --------------------------------------------------------
 
+const guideOf = (mode) => /^(prompted|scripted)-/.exec(mode)?.[1] ?? "";
+
 function frequencyChart(results, armColor) {
   const width = 760, height = 380;
   const shown = results.filter((r) => known(r.achievements.mean));
@@ -134,9 +136,12 @@ function frequencyChart(results, armColor) {
     }
     const placed = of.filter((r) => known(r.plan_rate.mean));
     placed.sort((a, b) => a.plan_rate.mean - b.plan_rate.mean);
-    const path = placed.map((r, i) => `${i ? "L" : "M"}${sx(r.plan_rate.mean)} ${sy(r.achievements.mean)}`);
-    svg.append(makeSvg("path", { d: path.join(""), fill: "none", stroke: color, "stroke-opacity": 0.45,
-      "stroke-width": 2 }));
+    for (const [guide, dashes] of [["", "none"], ["prompted", "2 4"], ["scripted", "8 4"]]) {
+      const path = placed.filter((r) => guideOf(r.mode) === guide)
+        .map((r, i) => `${i ? "L" : "M"}${sx(r.plan_rate.mean)} ${sy(r.achievements.mean)}`);
+      svg.append(makeSvg("path", { d: path.join(""), fill: "none", stroke: color, "stroke-opacity": 0.45,
+        "stroke-width": 2, "stroke-dasharray": dashes }));
+    }
     const below = curves++ % 2 === 0;
     let raise = false; // of two labels side by side the second stands farther out
     placed.forEach((r, i) => {
@@ -173,7 +178,8 @@ function drawPoint(svg, result, color, { sx, sy, below, away }) {
   if (known(p.low)) bar(sx(p.low), y, sx(p.high), y);
   const mark = result.mode === "dynamic"
     ? makeSvg("path", { d: `M${x} ${y - 9}l9 9l-9 9l-9-9z`, fill: color })
-    : makeSvg("circle", { cx: x, cy: y, r: 5, fill: color });
+    : makeSvg("circle", { cx: x, cy: y, r: 5, stroke: color, "stroke-width": 2,
+      fill: guideOf(result.mode) ? "var(--card)" : color });
   mark.append(makeSvg("title", {}, `${result.arm} ${result.mode}: ${brief(a.mean)} achievements`));
   svg.append(mark);
   const end = known(a.low) ? (below ? sy(a.low) : sy(a.high)) : y;

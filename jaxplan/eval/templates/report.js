@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { summary, curves, replay } = data;
 const arms = [...new Set(summary.results.map((r) => r.arm))];
-const armColor = (arm) => `--c${arms.indexOf(arm) % 5}`;
+const armColor = (arm) => `--c${arms.indexOf(arm) % 6}`;
 const byId = (id) => document.getElementById(id);
 
 function showHeader() {
