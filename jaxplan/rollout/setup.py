@@ -6,9 +6,16 @@ import numpy as np
 from jaxplan.config.schema import PlanConfig, RolloutConfig
 from jaxplan.envs.base import TextEnv
 from jaxplan.envs.guided import GuidedEnv
-from jaxplan.plan.grammar import check_start, check_turns, make_grammar
+from jaxplan.plan.grammar import (
+    TEXT,
+    TEXT_FIRST,
+    Grammar,
+    check_start,
+    check_turns,
+    make_grammar,
+)
 from jaxplan.rollout.rounds import Language
-from jaxplan.text.phrases import make_phrase_table
+from jaxplan.text.phrases import PhraseTable, make_phrase_table
 from jaxplan.text.tokenizer import Tokenizer
 
 
@@ -18,7 +25,8 @@ def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Langu
     Raises:
         ValueError: the ids of a text would not be those of its parts, wherever phrases,
             markers, plans and actions meet; see ``make_phrase_table``,
-            ``make_grammar`` and ``check_turns``.
+            ``make_grammar`` and ``check_turns``. Or a plan may not have the words of
+            the world's guide.
     """
     names = env.action_names
     endings, beginnings = _edges(env.phrases)
@@ -31,16 +39,40 @@ def make_language(tokenizer: Tokenizer, env: TextEnv, plan: PlanConfig) -> Langu
     rows = np.zeros((len(prompts), max(lengths)), np.int32)
     for row, prompt in zip(rows, prompts, strict=True):
         row[: len(prompt)] = prompt
-    advice = None
+    grammar, advice = make_grammar(tokenizer, names, plan), None
     if isinstance(env, GuidedEnv):
         advice = make_phrase_table(tokenizer, env.guide.phrases)
+        _check_advice(env.guide.phrases, advice, grammar, plan)
     return Language(
-        grammar=make_grammar(tokenizer, names, plan),
+        grammar=grammar,
         table=make_phrase_table(tokenizer, env.phrases),
         prompts=jnp.asarray(rows),
         prompt_lengths=jnp.array(lengths, jnp.int32),
         advice=advice,
     )
+
+
+def _check_advice(
+    phrases: tuple[str, ...], table: PhraseTable, grammar: Grammar, plan: PlanConfig
+) -> None:
+    """See that a plan may consist of the guide's phrases, and begin with any of them.
+
+    A lane that is dictated what the grammar refuses would never finish its turn.
+    """
+    legal, rows = np.asarray(grammar.legal), np.asarray(table.tokens)
+    for phrase, row, length in zip(phrases, rows, table.lengths.tolist(), strict=True):
+        if length > plan.budget:
+            raise ValueError(
+                f"plan.budget={plan.budget} is too small for the expert's phrase "
+                f"{phrase!r}, which takes {length} tokens"
+            )
+        ids = row[:length]
+        if not (legal[TEXT, ids].all() and legal[TEXT_FIRST, ids[:1]].all()):
+            raise ValueError(
+                f"the expert's phrase {phrase!r} is no plan text to this tokenizer: "
+                "take another, or leave 'scripted-K' and 'prompted-K' out of "
+                "evaluate.modes"
+            )
 
 
 def _price_tags(prices: tuple[float, ...]) -> list[str]:

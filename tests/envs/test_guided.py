@@ -208,6 +208,20 @@ def test_modes_are_read(every):
         parse_mode("scripted")
 
 
+@pytest.mark.parametrize(
+    ("phrases", "budget", "sentence"),
+    [
+        ((" stone", " iron > coal"), 9, "' iron > coal' is no plan text"),
+        ((" stone", " zymurgy"), 1, "plan.budget=1 is too small .* ' zymurgy'"),
+    ],
+)
+def test_a_guide_whose_words_no_plan_may_have_is_refused(phrases, budget, sentence):
+    """A lane that is dictated them would never come to its action."""
+    env = GuidedEnv(Shore(), Watch(phrases=phrases))
+    with pytest.raises(ValueError, match=sentence):
+        make_language(load_tokenizer("shipped"), env, PlanConfig(budget=budget))
+
+
 @pytest.mark.parametrize("asleep", [True, False])
 def test_a_plan_is_not_given_in_sleep(asleep):
     """It would be lost: the turn goes on where the next segment begins."""
