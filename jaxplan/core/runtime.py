@@ -56,7 +56,7 @@ def keep_freed_memory() -> None:
 
     Every run of a program on the CPU allocates all its temporary arrays at once, and
     glibc gives so large a block back to the system each time: the next run begins with
-    a page fault every 4 KiB, nearly a third of a small model's update. Whoever has set
+    a page fault every 4 KiB, a quarter of a small model's update. Whoever has set
     malloc's own variables, and every other C library, is left alone.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
