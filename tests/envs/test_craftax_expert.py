@@ -40,6 +40,8 @@ from jaxplan.envs.craftax_plans import (
 )
 from jaxplan.envs.craftax_view import ITEM_NAMES, TILE, VITAL_NAMES, view
 
+pytestmark = pytest.mark.usefixtures("optimized_code")
+
 WORLDS, ENV_STEPS = 8, 120
 ALL_WORLDS, ALL_ENV_STEPS = 64, 1000
 

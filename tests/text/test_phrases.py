@@ -1,6 +1,5 @@
 """Packing against a Python loop, and the proof that phrases may be concatenated."""
 
-import itertools
 import random
 
 import jax
@@ -84,10 +83,10 @@ def test_every_two_shipped_phrases_concatenate():
     tokenizer = load_tokenizer("shipped")
     for phrases in WORLDS.values():
         ids = {phrase: tokenizer.encode(phrase) for phrase in phrases}
-        pairs = list(itertools.product(phrases, repeat=2))
-        made = tokenizer.backend.encode_batch(["".join(pair) for pair in pairs])
-        for (left, right), encoding in zip(pairs, made, strict=True):
-            assert encoding.ids == ids[left] + ids[right]
+        for left in phrases:
+            made = tokenizer.backend.encode_batch([left + right for right in phrases])
+            for right, encoding in zip(phrases, made, strict=True):
+                assert encoding.ids == ids[left] + ids[right]
 
 
 @pytest.mark.parametrize(

@@ -213,9 +213,8 @@ def test_the_metrics_of_a_play_add_up(reinforced):
 def test_play_is_told_apart_by_the_price_lanes_are_told(segment):
     end = jax.device_get(segment.turns.end)
     told = jax.device_get(rollout_metrics(segment, (0.5, 2.0)))
-    for first, name in enumerate(("0.5", "2")):
-        planned, complete = end.planned[first::2], end.complete[first::2]
-        rate = planned[complete].mean()
+    for lanes, name in ((slice(0, 2), "0.5"), (slice(2, 4), "2")):
+        rate = end.planned[lanes][end.complete[lanes]].mean()
         np.testing.assert_allclose(
             told[f"rollout/plan_rate_at_{name}"], rate, rtol=1e-6
         )
