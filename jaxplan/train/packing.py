@@ -7,6 +7,7 @@ because visibility is a function of episode, turn and plan numbers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -81,16 +82,6 @@ class _Piece:
         return len(self.columns[0])
 
 
-def _targets(turn: TurnTokens) -> list[int]:
-    """What is to be said instead of each generated token; -1 where nothing is left."""
-    plan, action = (
-        turn.generated[: turn.plan_length],
-        turn.generated[turn.plan_length :],
-    )
-    wanted = [*plan, *(turn.advice or action)]
-    return [*wanted, *[_NOTHING] * len(action)]
-
-
 class Packer:
     """Packs trajectories into segments; call ``add`` for each, then ``finish``."""
 
@@ -126,6 +117,8 @@ class Packer:
         self._segments: list[np.ndarray] = []
         self._current = self._opened()
         self._turn = self._episode = self._plan = 0
+        # Most turns say nothing but one of a few actions.
+        self._told = functools.lru_cache(maxsize=4096)(self._tell)
 
     def add(self, turns: Iterable[TurnTokens]) -> None:
         """Append one episode.
@@ -168,31 +161,54 @@ class Packer:
 
     def _write(self, turn: TurnTokens) -> _Piece:
         """The turn's tokens with all that is said of them."""
-        said = _Piece()
         before = self._plan
         self._plan += turn.plan_length > 0
-        facts = (self._turn, self._episode)
-        for token in turn.observation:
-            learn = self._learn_observations
-            meta = (*facts, NO_PLAN, before)
-            said.add(token, Role.OBSERVATION, learn, *meta, token)
-        state, taught = plan_grammar.DECIDE, turn.learn_action
-        for place, (token, target) in enumerate(zip(turn.generated, _targets(turn))):  # noqa: B905 (the hot loop)
-            in_plan = place < turn.plan_length
-            closed = place >= turn.plan_length - 1
-            learn = self._choice[state] and (in_plan or taught)
-            meta = (
-                *facts,
-                self._plan if in_plan else NO_PLAN,
-                self._plan if closed else before,
-            )
-            said.add(token, self._role[state], int(learn), *meta, target)
+        seen, said = len(turn.observation), len(turn.generated)
+        role, learn, target = self._told(
+            tuple(turn.generated),
+            turn.plan_length,
+            turn.learn_action,
+            tuple(turn.advice),
+        )
+        in_plan, behind = turn.plan_length, said - turn.plan_length
+        # Closed by its last tag, the plan is the active one from that on.
+        opening = max(in_plan - 1, 0)
+        columns = {
+            "token": [*turn.observation, *turn.generated],
+            "role": [int(Role.OBSERVATION)] * seen + role,
+            "learn": [self._learn_observations] * seen + learn,
+            "turn": [self._turn] * (seen + said),
+            "episode": [self._episode] * (seen + said),
+            "plan": [NO_PLAN] * seen + [self._plan] * in_plan + [NO_PLAN] * behind,
+            "active_plan": [before] * (seen + opening)
+            + [self._plan] * (said - opening),
+            "target": [*turn.observation, *target],
+        }
+        return _Piece([columns[name] for name in _FIELDS])
+
+    def _tell(
+        self,
+        generated: tuple[int, ...],
+        plan_length: int,
+        learn_action: bool,
+        advice: tuple[int, ...],
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Role, whether there is a loss, and target of each generated token."""
+        plan, action = generated[:plan_length], generated[plan_length:]
+        wanted = [*plan, *(advice or action), *[_NOTHING] * len(action)]
+        targets = wanted[: len(generated)]
+        roles, learns = [], []
+        state, taught = plan_grammar.DECIDE, learn_action
+        for place, (token, target) in enumerate(zip(generated, targets, strict=True)):
+            in_plan = place < plan_length
+            roles.append(self._role[state])
+            learns.append(int(self._choice[state] and (in_plan or taught)))
             state = self._next_state[state][token]
             # Behind the first token that was said otherwise the advice goes on alone.
             taught = taught and token == target
         if self._action[state] < 0:
-            raise ValueError(f"turn {list(turn.generated)} is not in the plan grammar")
-        return said
+            raise ValueError(f"turn {list(generated)} is not in the plan grammar")
+        return roles, learns, targets
 
     def _flush(self, seen: list[_Piece], plan: int) -> None:
         """Close the segment; begin the next with what the current turn can see.
