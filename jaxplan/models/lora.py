@@ -71,7 +71,7 @@ def low_rank(
     """``scale (x A) B``.
 
     Args:
-        subscripts: of the projection itself, such as ``btd,dnh->btnh``.
+        subscripts: of the projection itself, such as ``td,dnh->tnh``.
         x: what is projected.
         adapter: of one layer.
         scale: of ``LoraConfig``.

@@ -20,9 +20,8 @@ LARGE_VOCAB = 128_256
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quickstart", "12m"])
-@pytest.mark.parametrize("remat", ["none", "layer"])
-def test_the_estimate_is_what_the_compiler_says_within_15_percent(name, remat):
+@pytest.mark.parametrize(("name", "remat"), [("quickstart", "none"), ("12m", "layer")])
+def test_the_estimate_is_what_the_compiler_says_and_rather_more(name, remat):
     config = load_config(CONFIGS / "quickstart.yaml")
     model = load_config(CONFIGS / "models" / f"{name}.yaml").model
     model = dataclasses.replace(model, remat=remat)
@@ -39,7 +38,7 @@ def test_the_estimate_is_what_the_compiler_says_within_15_percent(name, remat):
     )
     plan, compiled = plan_memory(own), compiled_bytes(own)
     told = {stage: plan.of_program(stage) / compiled[stage] for stage in STAGES}
-    assert told == pytest.approx(dict.fromkeys(STAGES, 1.0), abs=0.15)
+    assert all(0.85 < ratio < 1.25 for ratio in told.values()), told
 
 
 @pytest.mark.slow
