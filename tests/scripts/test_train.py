@@ -291,14 +291,18 @@ def test_one_agent_is_trained_and_measured_at_every_price_it_is_told(tmp_path):
     done = train(
         tmp_path,
         "plan.prices=[0,0.5]",
+        "stages=[ppo,evaluate,report]",
+        "ppo.start=chance",
         "rollout.segment_tokens=400",
         "evaluate.modes=[dynamic]",
-        "evaluate.arms=[sft,sft+rl]",
+        "evaluate.arms=[chance+rl]",
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "tiny/report/summary.json").read_text())
-    arms = [row["arm"] for row in summary["results"]]
-    assert arms == ["sft@0", "sft@0.5", "sft+rl@0", "sft+rl@0.5"]
+    assert [row["arm"] for row in summary["results"]] == [
+        "chance+rl@0",
+        "chance+rl@0.5",
+    ]
     for row in read_metrics(tmp_path / "tiny"):
         if row["stage"] == "ppo":
             rates = row["rollout/plan_rate_at_0"], row["rollout/plan_rate_at_0.5"]
