@@ -32,7 +32,7 @@ def _strict_jax():
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized_code():
     """Compile as users do, for tests that run long."""
     import jax

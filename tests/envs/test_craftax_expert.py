@@ -40,8 +40,6 @@ from jaxplan.envs.craftax_plans import (
 )
 from jaxplan.envs.craftax_view import ITEM_NAMES, TILE, VITAL_NAMES, view
 
-pytestmark = pytest.mark.usefixtures("optimized_code")
-
 WORLDS, ENV_STEPS = 8, 120
 ALL_WORLDS, ALL_ENV_STEPS = 64, 1000
 
@@ -608,6 +606,7 @@ def test_the_player_is_one_trace_without_callbacks():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized_code")
 def test_sixty_four_games_unlock_nineteen_achievements_on_average():
     keys = jax.random.split(jax.random.key(64), ALL_WORLDS)
     _, _, achievements, alive, _ = play(keys, ALL_ENV_STEPS)
