@@ -54,6 +54,22 @@ class SegmentData:
         return Segments(**{k: jnp.asarray(v[indices]) for k, v in self.fields.items()})
 
 
+@contextmanager
+def _no_garbage() -> Generator[None]:
+    """Make millions of lists, none of them in a cycle, without looking for cycles.
+
+    The collector would walk over all of them again and again: half of the time.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_no_garbage()
 def load_segments(
     table: pa.Table,
     tokenizer: Tokenizer,
@@ -77,34 +93,6 @@ def load_segments(
     Raises:
         ValueError: there are not two episodes, or a turn does not fit.
     """
-    with _no_garbage():
-        return _load_segments(table, tokenizer, language, plan, rollout, sft, seed)
-
-
-@contextmanager
-def _no_garbage() -> Generator[None]:
-    """Make millions of lists, none of them in a cycle, without looking for cycles.
-
-    The collector would walk over all of them again and again: half of the time.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _load_segments(
-    table: pa.Table,
-    tokenizer: Tokenizer,
-    language: Language,
-    plan: PlanConfig,
-    rollout: RolloutConfig,
-    sft: SftConfig,
-    seed: int,
-) -> tuple[SegmentData, SegmentData]:
     episodes = _episodes(table, tokenizer, plan, rollout)
     if len(episodes) < 2:
         raise ValueError(
