@@ -6,10 +6,6 @@ import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Compilation is most of what they do, and the second one never finds it in the cache.
-QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-)
 
 
 def start_two(command: list[str], devices: int) -> list[subprocess.Popen]:
@@ -27,7 +23,6 @@ def start_two(command: list[str], devices: int) -> list[subprocess.Popen]:
             env=os.environ
             | {
                 "PYTHONPATH": str(REPOSITORY),
-                "XLA_FLAGS": QUICK_COMPILATION,
                 "JAX_NUM_CPU_DEVICES": str(devices),
                 "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
                 "JAX_NUM_PROCESSES": "2",

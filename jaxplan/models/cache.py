@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxplan.config.schema import ModelConfig
+from jaxplan.core.lifted import overall_max
 from jaxplan.core.mesh import constrain
 from jaxplan.models.attention import attend, rotation_at
 from jaxplan.models.llama import layer_step, rms_norm
@@ -139,7 +140,7 @@ def extend(
             x = layer_step(x, layer, rotation, attention, config)
         return x, tuple(keys), tuple(values)
 
-    reach, capacity = jnp.max(cache.cursor + lengths), stored.position.shape[1]
+    reach, capacity = overall_max(cache.cursor + lengths), stored.position.shape[1]
     state = params.embed[tokens], cache.keys, cache.values
     x, keys, values = _on_live_blocks(through_layers, state, reach, capacity)
     hidden = rms_norm(x, params.final_norm, config.norm_eps)

@@ -222,7 +222,7 @@ def act(
     env: TextEnv,
     grammar: Grammar,
     gamma: Float[Array, ""] | float,
-    closing: bool,
+    closing: Bool[Array, ""] | bool,
 ) -> tuple[Lane, TurnEnd, EpisodeEnd]:
     """Step the world of a lane that has said its action, or that is asleep.
 

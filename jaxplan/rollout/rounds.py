@@ -8,9 +8,11 @@ the current weights) and then rounds, a ``lax.scan`` of static length. In a roun
    token is sampled, unless there is more to read than a chunk holds,
 3. ``decode_steps`` more tokens are sampled, one by one.
 
-A lane in the middle of a plan has nothing to do in step 1 and uses step 2 for one more
-token: nobody waits for it. Lanes never communicate, so every device of a mesh plays
-its own: what is in sight of one program here is one device's share.
+The first round reads the prefix before step 2, in as many chunks as it takes, and after
+the last one step 1 comes once more: all in one scan, so that the compiler meets each
+step once. A lane in the middle of a plan has nothing to do in step 1 and uses step 2
+for one more token: nobody waits for it. Lanes never communicate, so every device of a
+mesh plays its own: what is in sight of one program here is one device's share.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxplan.config.schema import ModelConfig, RolloutConfig
+from jaxplan.core.lifted import overall_max
 from jaxplan.core.mesh import LANES, WHOLE, each_shard
 from jaxplan.core.roles import Role
 from jaxplan.core.specs import spec_tree
@@ -107,7 +110,6 @@ class _Round:
     turns: Turns
     cache: Cache
     dropped: Int[Array, " B"]
-    encoded: Int[Array, " B"]
     env_steps: Int[Array, " B"]
 
 
@@ -230,47 +232,30 @@ class _Rollout:
     decide_explore: float
 
     def run(self, carry: Carry) -> tuple[Carry, Segment]:
-        start = self._encode_prefix(carry)
-        state, episodes = jax.lax.scan(
-            self._round, start, None, length=self.config.rounds
-        )
-        state, last = self._observe(state, closing=True)
-        episodes = jax.tree.map(
-            lambda many, one: jnp.concatenate([many, one[None]]), episodes, last
-        )
         cfg = self.config
+        # The last token of the prefix is left to the first answer.
+        prefix = carry.stream.cursor - 1
+        play = partial(self._round, prefix=prefix)
+        state, episodes = jax.lax.scan(
+            play, self._begin(carry), jnp.arange(cfg.rounds + 1)
+        )
         slots = cfg.rounds * (cfg.prefill_tokens + cfg.decode_steps)
         segment = Segment(
             stream=state.stream,
             turns=state.turns,
             episodes=episodes,
             dropped_phrases=state.dropped,
-            encoded_tokens=state.encoded,
+            encoded_tokens=state.cache.cursor - prefix,
             env_steps=state.env_steps,
-            token_slots=jnp.full_like(state.encoded, slots),
+            token_slots=jnp.full_like(prefix, slots),
         )
         return self._next_carry(state), segment
 
-    @jax.named_scope("encode_prefix")
-    def _encode_prefix(self, carry: Carry) -> _Round:
-        """Read the prefix, all but its last token, which the first round reads."""
+    def _begin(self, carry: Carry) -> _Round:
+        """Nothing read yet, not even the prefix."""
         cfg, stream = self.config, carry.stream
         nothing = jnp.zeros_like(stream.cursor)
         num_lanes = nothing.shape[0]
-        cache = init_cache(
-            self.model, num_lanes, cfg.segment_tokens, self.model.compute_dtype
-        )
-        prefix = dataclasses.replace(stream, cursor=stream.cursor - 1)
-
-        def read(cache: Cache) -> Cache:
-            tokens, meta, lengths = unencoded(prefix, cache.cursor, cfg.prefill_tokens)
-            return extend(
-                self.params, cache, tokens, meta, lengths, self.model, cfg.history
-            )[1]
-
-        cache = jax.lax.while_loop(
-            lambda cache: jnp.any(cache.cursor < prefix.cursor), read, cache
-        )
         turns = empty_turns(num_lanes, cfg.rounds + 2)
         turns = dataclasses.replace(
             turns,
@@ -281,25 +266,41 @@ class _Rollout:
             lanes=carry.lanes,
             stream=stream,
             turns=turns,
-            cache=cache,
+            cache=init_cache(
+                self.model, num_lanes, cfg.segment_tokens, self.model.compute_dtype
+            ),
             dropped=nothing,
-            encoded=nothing,
             env_steps=nothing,
         )
 
-    def _round(self, state: _Round, _: None) -> tuple[_Round, EpisodeEnd]:
-        state, finished = self._observe(state, closing=False)
-        state = self._say(state, self.config.prefill_tokens)
-        state, _ = jax.lax.scan(
-            lambda state, _: (self._say(state, 1), None),
-            state,
-            None,
-            length=self.config.decode_steps,
-        )
-        return state, finished
+    def _round(
+        self, state: _Round, number: Int[Array, ""], prefix: Int[Array, " B"]
+    ) -> tuple[_Round, EpisodeEnd]:
+        """Observe and answer; the round after the last one only observes."""
+        cfg, closing = self.config, number == self.config.rounds
+        state, finished = self._observe(state, closing)
+        chunks = -(-overall_max(prefix) // cfg.prefill_tokens)  # of the prefix
+        chunks = jnp.where(number == 0, chunks, 0)
+
+        def read(chunk: Int[Array, ""], state: _Round) -> _Round:
+            limit = jnp.where(chunk < chunks, prefix, state.stream.cursor)
+            return self._say(state, cfg.prefill_tokens, limit)
+
+        def decode(_: Int[Array, ""], state: _Round) -> _Round:
+            return self._say(state, 1, state.stream.cursor)
+
+        def answer(_: Int[Array, ""], state: _Round) -> _Round:
+            state = jax.lax.fori_loop(0, chunks + 1, read, state)
+            return jax.lax.fori_loop(0, cfg.decode_steps, decode, state)
+
+        # A loop of one iteration or none: a conditional would copy the cache.
+        times = jnp.where(closing, 0, 1)
+        return jax.lax.fori_loop(0, times, answer, state), finished
 
     @jax.named_scope("observe")
-    def _observe(self, state: _Round, closing: bool) -> tuple[_Round, EpisodeEnd]:
+    def _observe(
+        self, state: _Round, closing: Bool[Array, ""]
+    ) -> tuple[_Round, EpisodeEnd]:
         """Step the worlds that have an action to play, and describe them."""
         grammar, schedule = self.language.grammar, self.schedule
         fits = self._room(state) >= self.config.observation_tokens
@@ -358,10 +359,17 @@ class _Rollout:
         return append(stream, facts, jnp.where(observed, length, 0)), lost
 
     @jax.named_scope("say")
-    def _say(self, state: _Round, chunk: int) -> _Round:
-        """Encode unread tokens, and let the lanes whose turn it is say one more."""
+    def _say(self, state: _Round, chunk: int, limit: Int[Array, " B"]) -> _Round:
+        """Encode unread tokens, and let the lanes whose turn it is say one more.
+
+        Args:
+            state: of the round.
+            chunk: tokens to encode at most.
+            limit: where in the stream to stop reading; who has not read all is silent.
+        """
         cfg, grammar = self.config, self.language.grammar
-        tokens, meta, lengths = unencoded(state.stream, state.cache.cursor, chunk)
+        unread = dataclasses.replace(state.stream, cursor=limit)
+        tokens, meta, lengths = unencoded(unread, state.cache.cursor, chunk)
         hidden, cache = extend(
             self.params, state.cache, tokens, meta, lengths, self.model, cfg.history
         )
@@ -406,7 +414,6 @@ class _Rollout:
             lanes=written,
             stream=stream,
             cache=cache,
-            encoded=state.encoded + lengths,
         )
 
     def _room(self, state: _Round) -> Int[Array, " B"]:

@@ -166,9 +166,15 @@ class ExpertTeacher:
             script=self.script(first),
         )
 
-    def script(self, first: int) -> Script | None:
-        """What was played before the expert, from number ``first`` on: nothing."""
+    def script(self, first: int) -> Script:
+        """What was played before the expert, from number ``first`` on: nothing.
+
+        A script is as long as an episode: whoever begins, the program is the same.
+        """
         del first
+        desk = self.scribe.desk.config
+        actions = jnp.zeros((desk.lanes, desk.steps), jnp.int32)
+        return Script(actions=actions, turns=jnp.zeros(desk.lanes, jnp.int32))
 
     def write_down(
         self, first: int, played: Any, wanted: int

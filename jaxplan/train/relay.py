@@ -66,9 +66,10 @@ class RelayTeacher(ExpertTeacher):
 
     def script(self, first: int) -> Script:
         """What the student does in a batch, up to where the expert takes over."""
-        most = self._config.sft.relay.turns
-        actions = np.zeros((self.scribe.desk.config.lanes, most), np.int32)
-        turns = np.zeros(len(actions), np.int32)
+        desk = self.scribe.desk.config
+        most = min(self._config.sft.relay.turns, desk.steps)
+        actions = np.zeros((desk.lanes, desk.steps), np.int32)
+        turns = np.zeros(desk.lanes, np.int32)
         with jax.set_mesh(self._student.mesh):
             begun = self._play(first, most)
         for lane, played in enumerate(begun):

@@ -98,6 +98,7 @@ KNOWN = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized_code")
 @pytest.mark.parametrize("sizes", KNOWN)
 def test_scripted_players_fare_as_in_the_original(sizes):
     settings = config(*sizes)

@@ -12,12 +12,10 @@ from tests.scripts.test_train import ENVIRONMENT, REPOSITORY, TINY
 
 
 def start(script: str, root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    config = root / "tiny.yaml"
-    config.write_text("name: tiny\n")
     path = str(REPOSITORY / "scripts" / script)
-    command = [sys.executable, path, "--config", str(config), f"run_root={root}"]
+    command = [sys.executable, path, "--config", str(TINY), f"run_root={root}"]
     done = subprocess.run(
-        [*command, *TINY, *arguments],
+        [*command, *arguments],
         cwd=root,
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from jaxplan.config.hugging_face import load_hf_shape
 from jaxplan.config.reader import to_yaml
@@ -53,15 +54,15 @@ def llama_in(folder: Path):
 
 def start(root: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess:
     """Train from a folder; its config.json gives the shape."""
-    (root / "tiny.yaml").write_text("name: tiny\n")
+    config = yaml.safe_load(TINY.read_text())
+    del config["base"], config["model"]
+    (root / "tiny.yaml").write_text(yaml.safe_dump(config))
     return program(
         "train.py",
         f"--config={root / 'tiny.yaml'}",
         f"run_root={root}",
         f"model.weights={folder}",
-        *[key for key in TINY if not key.startswith("model.")],
         "stages=[collect,sft]",
-        "collect.episodes=8",
         *overrides,
     )
 

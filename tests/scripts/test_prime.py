@@ -20,7 +20,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, sentence):
     refused = start("prime.py", tmp_path, *arguments)
     assert refused.returncode == 2
     assert sentence in refused.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["tiny.yaml"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -33,10 +33,10 @@ def test_priming_makes_its_table_with_one_command(tmp_path):
         "--curve-episodes",
         "4",
         "--curve-steps",
-        "20",
+        "32",
     )
     sizes = ("collect.episodes=16", "sft.updates=4", "sft.validate_every=4")
-    asked = ("evaluate.arms=[sft]", "evaluate.max_steps=20", "sft.measure_kl=true")
+    asked = ("evaluate.arms=[sft]", "sft.measure_kl=true")
     asked += ("sft.relay.episodes=0",)  # one dataset for all students
     done = start("prime.py", tmp_path, *few, *sizes, *asked)
     assert done.returncode == 0, done.stderr

@@ -9,21 +9,15 @@ import pytest
 from tests.scripts.test_train import ENVIRONMENT, REPOSITORY, TINY
 
 SWEEP = """
-name: tiny-sweep
-sweep:
-  axes:
-    - [ppo.plan_cost, [0, 0.5]]
-  seeds: 1
-"""
+name=tiny-sweep sweep.seeds=1 sweep.axes=[[ppo.plan_cost,[0,0.5]]]
+""".split()  # noqa: SIM905 (as on the command line)
 
 
 def sweep(root, *arguments):
-    config = root / "sweep.yaml"
-    config.write_text(SWEEP)
     script = str(REPOSITORY / "scripts" / "sweep.py")
-    command = [sys.executable, script, "--config", str(config), f"run_root={root}"]
+    command = [sys.executable, script, "--config", str(TINY), f"run_root={root}"]
     return subprocess.run(
-        [*command, *TINY, *arguments],
+        [*command, *SWEEP, *arguments],
         cwd=root,
         capture_output=True,
         text=True,

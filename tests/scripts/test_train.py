@@ -13,35 +13,21 @@ import pytest
 
 from jaxplan.io.metrics import read_metrics, without_timing
 from jaxplan.io.stopping import EXIT_CODE
-from tests.processes import QUICK_COMPILATION
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = """
-env.pool_size=16 env.pool_refresh=4 env.max_steps=60
-plan.budget=12
-model.layers=2 model.width=32 model.heads=2 model.kv_heads=1 model.head_dim=16
-model.ffn_width=64
-rollout.num_lanes=8 rollout.rounds=6 rollout.segment_tokens=384
-collect.episodes=16 collect.lanes=16 collect.steps=60
-sft.batch_segments=4 sft.validate_every=4 sft.updates=8
-sft.relay.episodes=8 sft.relay.after_updates=3 sft.relay.turns=20
-ppo.iterations=3 ppo.value_warmup_iterations=1 ppo.checkpoint_every=2
-evaluate.episodes=8 evaluate.max_steps=40 evaluate.modes=[dynamic,never]
-""".split()  # noqa: SIM905 (as on the command line)
+TINY = REPOSITORY / "configs" / "tiny.yaml"
 ENVIRONMENT = os.environ | {
     "JAX_NUM_CPU_DEVICES": "1",  # as users have it
-    "XLA_FLAGS": QUICK_COMPILATION,
     "PYTHONPATH": str(REPOSITORY),
 }
+MODES = ("dynamic", "never", "every-1", "every-4")
 STAGES = ("collect", "sft", "ppo", "evaluate", "report")
 
 
 def command(root: Path, *overrides: str) -> list[str]:
-    config = root / "tiny.yaml"
-    config.write_text("name: tiny\n")
     script = str(REPOSITORY / "scripts" / "train.py")
-    program = [sys.executable, script, "--config", str(config)]
-    return [*program, f"run_root={root}", *TINY, *overrides]
+    program = [sys.executable, script, "--config", str(TINY)]
+    return [*program, f"run_root={root}", *overrides]
 
 
 def train(
@@ -122,10 +108,7 @@ def test_one_command_runs_all_stages(finished):
     rows = [(row["arm"], row["mode"]) for row in summary["results"]]
     assert rows == [
         ("random", "never"),
-        ("sft", "dynamic"),
-        ("sft", "never"),
-        ("sft+rl", "dynamic"),
-        ("sft+rl", "never"),
+        *((arm, mode) for arm in ("sft", "sft+rl") for mode in MODES),
     ]
     assert "<html" in (run / "report" / "index.html").read_text()
     assert str(run / "report" / "index.html") in done.stderr
@@ -275,7 +258,7 @@ def test_a_run_root_that_is_no_folder_is_told_in_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_dry_run_tells_memory_for_devices_that_are_not_there(tmp_path):
-    sizes = ["rollout.num_lanes=128", "sft.batch_segments=64", "collect.lanes=64"]
+    sizes = ["rollout.num_lanes=256", "sft.batch_segments=64", "collect.lanes=64"]
     done = train(tmp_path, "mesh.data=8", "mesh.fsdp=8", *sizes, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "mesh: data=8 x fsdp=8 x model=1, 64 devices" in done.stdout

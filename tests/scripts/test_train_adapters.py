@@ -1,6 +1,7 @@
 """Adapters and a critic of its own, from the first stage to a folder of PEFT's."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +14,20 @@ from jaxplan.models.adapter_files import load_adapters
 from tests.scripts.test_convert import convert, llama_in, program
 from tests.scripts.test_train import TINY, final_params
 
-CONFIG = """
-name: tiny
-model:
-  lora: {rank: 2, alpha: 4.0, rslora: true, targets: [query, value, down]}
-ppo:
-  critic: {width: 16, layers: 1, heads: 2, kv_heads: 1, head_dim: 8, ffn_width: 32}
-  critic_learning_rate_ratio: 2.0
-"""
-SIZES = """
+SIZES = shlex.split("""
+model.lora.rank=2 model.lora.alpha=4.0 model.lora.rslora=true
+model.lora.targets=[query,value,down]
+ppo.critic='{width: 16, layers: 1, heads: 2, kv_heads: 1, head_dim: 8, ffn_width: 32}'
+ppo.critic_learning_rate_ratio=2.0
 env.name=pogs env.max_steps=12 rollout.observation_tokens=64 collect.steps=12
 sft.relay.turns=6 evaluate.max_steps=12 ppo.checkpoint_every=1
 evaluate.arms=[random,sft,sft+rl] evaluate.modes=[dynamic]
-""".split()  # noqa: SIM905 (as on the command line)
+""")
 
 
 def train(root: Path, *overrides: str):
-    (root / "tiny.yaml").write_text(CONFIG)
-    config, place = f"--config={root / 'tiny.yaml'}", f"run_root={root}"
-    return program("train.py", config, place, *TINY, *SIZES, *overrides)
+    config, place = f"--config={TINY}", f"run_root={root}"
+    return program("train.py", config, place, *SIZES, *overrides)
 
 
 @pytest.fixture(scope="module")

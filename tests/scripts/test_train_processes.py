@@ -20,10 +20,8 @@ evaluate.arms=[random,sft,sft+rl] evaluate.modes=[dynamic]
 
 
 def command(root, *overrides: str) -> list[str]:
-    (root / "tiny.yaml").write_text("name: tiny\n")
     script = str(REPOSITORY / "scripts" / "train.py")
-    config = f"--config={root / 'tiny.yaml'}"
-    return [sys.executable, script, config, f"run_root={root}", *TINY, *overrides]
+    return [sys.executable, script, f"--config={TINY}", f"run_root={root}", *overrides]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from jaxplan.rollout.stream import stream_metadata
 from jaxplan.train.population import begin, play, train
 from tests.train.probe_agents import agents, observed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized_module")]
 
 WEST, EAST = 0, 1
 BASIC, GAMMA, DELAY, SEEDS = KINDS[:5], 0.9, 3, 3
