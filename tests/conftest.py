@@ -4,7 +4,6 @@ The environment is set before anything imports JAX, and holds for the processes 
 test starts as well.
 """
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -33,27 +32,12 @@ def _strict_jax():
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@contextlib.contextmanager
-def _optimizing():
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture
 def optimized_code():
     """Compile as users do, for a test that runs long."""
-    with _optimizing():
-        yield
+    from tests.compiling import optimizing  # which imports JAX
 
-
-@pytest.fixture(scope="module")
-def optimized_module():
-    """The same, for a module whose tests run long."""
-    with _optimizing():
+    with optimizing():
         yield
 
 

@@ -22,7 +22,7 @@ def bench(*arguments, **environment):
 
 @pytest.mark.slow
 def test_speed_and_precision_are_told():
-    done = bench("--config", str(TINY), "--repeats", "2")
+    done = bench("--config", str(TINY), "--repeats", "2", "env.name=probe")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["first_seconds"] > told["rollout_seconds"] + told["update_seconds"]

@@ -47,8 +47,9 @@ def test_collect_writes_a_dataset_and_nothing_else(tmp_path):
 
 @pytest.mark.slow
 def test_a_llama_teaches_a_dataset_that_is_read_like_any_other(tmp_path):
-    asked = ("collect.teacher=llama", "collect.episodes=8", "collect.lanes=8")
+    asked = ("collect.teacher=llama", "collect.episodes=8", "collect.styles=[]")
     sizes = ("rollout.segment_tokens=640", "collect.steps=20", "sft.batch_segments=1")
+    sizes += ("model.layers=1",)
     done = start("train.py", tmp_path, *asked, *sizes, "stages=[collect,sft]")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "tiny" / "dataset"

@@ -31,11 +31,13 @@ def test_priming_makes_its_table_with_one_command(tmp_path):
         "--seeds",
         "1",
         "--curve-episodes",
-        "4",
+        "8",
         "--curve-steps",
         "32",
     )
-    sizes = ("collect.episodes=16", "sft.updates=4", "sft.validate_every=4")
+    # As many worlds as the panel has, so that both are one program.
+    sizes = ("env.name=pogs", "collect.styles=[]", "rollout.observation_tokens=64")
+    sizes += ("sft.updates=4",)
     asked = ("evaluate.arms=[sft]", "sft.measure_kl=true")
     asked += ("sft.relay.episodes=0",)  # one dataset for all students
     done = start("prime.py", tmp_path, *few, *sizes, *asked)

@@ -10,6 +10,7 @@ from tests.scripts.test_train import ENVIRONMENT, REPOSITORY, TINY
 
 SWEEP = """
 name=tiny-sweep sweep.seeds=1 sweep.axes=[[ppo.plan_cost,[0,0.5]]]
+sft.relay.episodes=0 evaluate.modes=[dynamic]
 """.split()  # noqa: SIM905 (as on the command line)
 
 

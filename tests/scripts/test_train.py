@@ -262,7 +262,8 @@ def test_a_dry_run_tells_memory_for_devices_that_are_not_there(tmp_path):
     done = train(tmp_path, "mesh.data=8", "mesh.fsdp=8", *sizes, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "mesh: data=8 x fsdp=8 x model=1, 64 devices" in done.stdout
-    wanting = train(tmp_path, "--dry-run", "--compile", "--device-memory=1MiB")
+    small = ["env.name=probe", "--compile", "--device-memory=1MiB"]
+    wanting = train(tmp_path, "--dry-run", *small)
     assert wanting.returncode == 1
     assert "its program, compiled" in wanting.stdout
     assert "too big by" in wanting.stdout

@@ -20,7 +20,7 @@ model.lora.targets=[query,value,down]
 ppo.critic='{width: 16, layers: 1, heads: 2, kv_heads: 1, head_dim: 8, ffn_width: 32}'
 ppo.critic_learning_rate_ratio=2.0
 env.name=pogs env.max_steps=12 rollout.observation_tokens=64 collect.steps=12
-sft.relay.turns=6 evaluate.max_steps=12 ppo.checkpoint_every=1
+collect.styles=[] sft.relay.turns=6 evaluate.max_steps=12 ppo.checkpoint_every=1
 evaluate.arms=[random,sft,sft+rl] evaluate.modes=[dynamic]
 """)
 

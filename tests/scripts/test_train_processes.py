@@ -13,7 +13,8 @@ from tests.scripts.test_train import REPOSITORY, STAGES, TINY, numbers, train
 
 WORLD = """
 env.name=probe env.max_steps=8 collect.steps=8 evaluate.max_steps=8 sft.relay.turns=6
-rollout.segment_tokens=160 rollout.observation_tokens=12 rollout.history=2
+model.layers=1
+rollout.segment_tokens=128 rollout.observation_tokens=12 rollout.history=2
 collect.episodes=48 sft.batch_segments=2
 evaluate.arms=[random,sft,sft+rl] evaluate.modes=[dynamic]
 """.split()  # noqa: SIM905 (as on the command line)

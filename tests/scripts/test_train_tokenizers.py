@@ -8,11 +8,12 @@ from tests.tokenizers import llama2_like, llama3_like
 
 RESERVED = ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>")
 SIZES = """
-env.text=balrog env.max_steps=12 rollout.num_lanes=4 rollout.observation_tokens=512
+env.text=balrog env.max_steps=12 env.pool_size=4 model.layers=1
+rollout.num_lanes=4 rollout.observation_tokens=512
 rollout.prefill_tokens=256 rollout.history=2 rollout.segment_tokens=2560
 rollout.rounds=6 rollout.decode_steps=9 collect.episodes=4 collect.lanes=4
 collect.steps=12 sft.batch_segments=1 sft.updates=2 sft.relay.episodes=0
-ppo.iterations=1 ppo.value_warmup_iterations=0 evaluate.episodes=4 evaluate.max_steps=6
+ppo.iterations=1 ppo.value_warmup_iterations=0 evaluate.episodes=4 evaluate.max_steps=12
 evaluate.modes=[dynamic]
 """.split()  # noqa: SIM905 (as on the command line)
 

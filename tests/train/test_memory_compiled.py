@@ -24,7 +24,8 @@ LARGE_VOCAB = 128_256
 def test_the_estimate_is_what_the_compiler_says_and_rather_more(name, remat):
     config = load_config(CONFIGS / "quickstart.yaml")
     model = load_config(CONFIGS / "models" / f"{name}.yaml").model
-    model = dataclasses.replace(model, remat=remat)
+    # Fewer layers than that, which are compiled one by one; no term is for them alone.
+    model = dataclasses.replace(model, remat=remat, layers=min(model.layers, 4))
     config = dataclasses.replace(config, model=model)
     tokenizer, env = load_tokenizer("shipped"), make_env(config.env)
     own = Setting(

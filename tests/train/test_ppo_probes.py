@@ -21,9 +21,10 @@ from jaxplan.models.llama import forward
 from jaxplan.plan.grammar import DYNAMIC
 from jaxplan.rollout.stream import stream_metadata
 from jaxplan.train.population import begin, play, train
+from tests.compiling import optimizing
 from tests.train.probe_agents import agents, observed
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized_module")]
+pytestmark = pytest.mark.slow
 
 WEST, EAST = 0, 1
 BASIC, GAMMA, DELAY, SEEDS = KINDS[:5], 0.9, 3, 3
@@ -123,20 +124,21 @@ def planners():
     choosing = members.mode
     assert (choosing == DYNAMIC).all()
     members = dataclasses.replace(members, mode=jnp.full_like(choosing, EVERY_2))
-    members, _ = train(members, PRIMING, language, common)
-    members = dataclasses.replace(members, mode=choosing)
-    for number in range(RAMP):
-        price = full * (number + 1) / RAMP
-        members = dataclasses.replace(members, plan_cost=price)
-        members, _ = train(members, 1, language, common)
-    members, _ = train(members, PRICED, language, common)
-    segments = []
-    for _ in range(4):
-        carry, segment = play(members, language, common)
-        members = dataclasses.replace(
-            members, carry=carry, iterations=members.iterations + 1
-        )
-        segments.append(segment)
+    with optimizing():
+        members, _ = train(members, PRIMING, language, common)
+        members = dataclasses.replace(members, mode=choosing)
+        for number in range(RAMP):
+            price = full * (number + 1) / RAMP
+            members = dataclasses.replace(members, plan_cost=price)
+            members, _ = train(members, 1, language, common)
+        members, _ = train(members, PRICED, language, common)
+        segments = []
+        for _ in range(4):
+            carry, segment = play(members, language, common)
+            members = dataclasses.replace(
+                members, carry=carry, iterations=members.iterations + 1
+            )
+            segments.append(segment)
     return jax.device_get(segments)
 
 
