@@ -11,5 +11,7 @@ def optimizing() -> Iterator[None]:
     """Compile as users do what runs long: it takes three times as long to compile."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
