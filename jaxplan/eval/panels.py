@@ -22,7 +22,12 @@ from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import GUIDED, parse_mode
 from jaxplan.rollout.play import play_segments
 from jaxplan.rollout.rounds import Language, init_carry
-from jaxplan.rollout.schedule import Schedule, make_worlds, panel_schedule
+from jaxplan.rollout.schedule import (
+    Dealer,
+    EpisodeList,
+    every_world_in_every_mode,
+    make_worlds,
+)
 from jaxplan.rollout.segment import Segment
 
 
@@ -99,18 +104,18 @@ class Panel:
         """The worlds of the panel."""
         return self.config.seed + jnp.arange(self.config.episodes, dtype=jnp.int32)
 
-    def schedule(self) -> Schedule:
-        """All worlds in all modes, spread over the lanes."""
+    def listed(self) -> EpisodeList:
+        """All worlds in all modes."""
         modes = jnp.array([parse_mode(m) for m in self.config.modes], jnp.int32)
         worlds = make_worlds(self.played, self.seeds)
-        return panel_schedule(worlds, self.seeds, modes, self.rollout.num_lanes)
+        return every_world_in_every_mode(worlds, self.seeds, modes)
 
 
 def play_panel(
     params: LlamaParams,
     panel: Panel,
     language: Language,
-    schedule: Schedule,
+    listed: EpisodeList,
     progress: Callable[[int, int], None],
 ) -> tuple[Episodes, list[Segment]]:
     """Play the panel with one policy, segment by segment, until all episodes ended.
@@ -119,16 +124,16 @@ def play_panel(
         params: the policy.
         panel: worlds and modes.
         language: the tokenizer's tables for ``panel.played``.
-        schedule: of the panel, ``Panel.schedule``.
+        listed: the episodes of the panel, ``Panel.listed``.
         progress: is told episodes finished and env steps played; what it raises
             ends the panel.
 
     Returns:
         The episodes, and the segments of the first lane (host), for a replay.
     """
-    key = jax.random.key(0)
-    carry = init_carry(panel.played, language, schedule, key, panel.rollout)
-    total = int(schedule.entries.sum())
+    key, dealer = jax.random.key(0), Dealer(listed, panel.rollout.num_lanes)
+    schedules = dealer.schedules()
+    carry = init_carry(panel.played, language, next(schedules), key, panel.rollout)
     rows: list[dict[str, Any]] = []
     lane_segments: list[Segment] = []
     finished = env_steps = 0
@@ -136,16 +141,16 @@ def play_panel(
         params,
         carry,
         language,
-        schedule,
+        schedules,
         env=panel.played,
         config=panel.rollout,
         model=panel.model,
         budget=panel.budget,
         turn_tokens=panel.turn_tokens,
     )
-    while finished < total:
+    while finished < len(listed):
         segment = next(segments)
-        new = _finished_rows(segment, schedule)
+        new = _finished_rows(segment, listed, dealer)
         rows.append(new)
         lane_segments.append(first_lane(segment))
         finished += len(new["seed"])
@@ -164,14 +169,16 @@ def first_lane(segment: Segment) -> Segment:
     return dataclasses.replace(segment, stream=stream, turns=turns)
 
 
-def _finished_rows(segment: Segment, schedule: Schedule) -> dict[str, Any]:
-    ends, seed, mode = to_host((segment.episodes, schedule.seed, schedule.mode))
+def _finished_rows(
+    segment: Segment, listed: EpisodeList, dealer: Dealer
+) -> dict[str, Any]:
+    ends: Any = to_host(segment.episodes)
     where = np.nonzero(ends.finished)  # (round, lane) of every finished episode
-    lane, column = where[1], ends.entry[where] % seed.shape[1]
+    number = dealer.collect(where[1], ends.entry[where])
     stats = jax.tree.map(lambda column: column[where], ends.stats)
     return {
-        "mode": mode[lane, column],
-        "seed": seed[lane, column],
+        "mode": listed.mode[number],
+        "seed": listed.seed[number],
         "terminated": ends.terminated[where],
         **{
             field.name: getattr(stats, field.name)
@@ -218,10 +225,10 @@ def make_probe(
     Returns:
         What plays it with a policy, and tells the means as metrics.
     """
-    schedule = panel.schedule()
+    listed = panel.listed()
 
     def probe(params: LlamaParams) -> dict[str, float]:
-        episodes, _ = play_panel(params, panel, language, schedule, lambda *_: None)
+        episodes, _ = play_panel(params, panel, language, listed, lambda *_: None)
         turns = np.maximum(episodes.turns, 1)
         return {
             "panel/achievements": float(episodes.events.sum(axis=1).mean()),

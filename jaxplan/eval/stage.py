@@ -157,11 +157,10 @@ def _play(
     tokenizer: Tokenizer,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    schedule = panel.schedule()
-    total = int(schedule.entries.sum())
-    with Progress(f"evaluate {arm}", total) as progress:
+    listed = panel.listed()
+    with Progress(f"evaluate {arm}", len(listed)) as progress:
         episodes, segments = play_panel(
-            params, panel, language, schedule, _reporter(progress, stop)
+            params, panel, language, listed, _reporter(progress, stop)
         )
     confidence = panel.config.confidence
     rows = [
@@ -171,7 +170,7 @@ def _play(
         for number, mode in enumerate(panel.config.modes)
     ]
     # Lane 0 begins with the first mode, on the first world.
-    worlds = schedule.worlds
+    worlds = listed.worlds
     worlds = worlds.world if isinstance(worlds, Guided) else worlds
     world = jax.tree.map(lambda leaf: leaf[0], worlds)
     turns = spoken_turns(segments, tokenizer, entry=0)

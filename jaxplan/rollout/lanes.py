@@ -68,9 +68,9 @@ class Lane:
         world: state of the environment.
         key: key of the current episode.
         entry: episodes begun; the current one is schedule entry ``entry - 1``.
-        live: False once the schedule is exhausted.
-        ended: the episode was truncated: its last observation stands at the end of the
-            stream, and the lane waits for a new world.
+        live: False while the schedule is exhausted.
+        ended: the lane waits for a new world. An episode that was truncated has its
+            last observation at the end of the stream.
         asleep: the world goes on without asking for an action.
         mode: plan mode of the episode.
         turn: turns begun in the lane's life.
@@ -303,7 +303,7 @@ def begin_episode(
     worlds: State,
     begin: Bool[Array, ""],
 ) -> Lane:
-    """Give the lane the next world of its schedule, where ``begin``.
+    """Give the lane the next world of its schedule, where ``begin`` and there is one.
 
     Args:
         lane: one lane.
@@ -319,15 +319,17 @@ def begin_episode(
         world=jax.tree.map(lambda leaf: leaf[world[column]], worlds),
         key=episode_key(seed[column]),
         entry=lane.entry + 1,
-        live=live,
-        ended=jnp.array(False),
         asleep=jnp.array(False),
         mode=mode[column],
         episode_turn=jnp.full((), -1, jnp.int32),  # ``begin_turn`` makes it 0
         active_plan=lane.plan,
         stats=jax.tree.map(jnp.zeros_like, lane.stats),
     )
-    return _pick(begin, fresh, lane)
+    return dataclasses.replace(
+        _pick(begin & live, fresh, lane),
+        live=jnp.where(begin, live, lane.live),
+        ended=jnp.where(begin, ~live, lane.ended),
+    )
 
 
 def begin_turn(lane: Lane, budget: int, begin: Bool[Array, ""]) -> Lane:

@@ -1,6 +1,6 @@
 """Play without learning: segment after segment, as evaluation and teachers want it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jaxplan.config.schema import ModelConfig, RolloutConfig
 from jaxplan.core.mesh import LANES, settle
@@ -15,7 +15,7 @@ def play_segments(
     params: LlamaParams,
     carry: Carry,
     language: Language,
-    schedule: Schedule,
+    schedules: Iterable[Schedule],
     *,
     env: TextEnv,
     config: RolloutConfig,
@@ -23,7 +23,7 @@ def play_segments(
     budget: int,
     turn_tokens: int,
 ) -> Iterator[Segment]:
-    """Play on and on; who asks for a segment decides when it is enough.
+    """Play on as long as there are schedules, or who asks for segments has enough.
 
     Whoever plays, with the same sizes and in the same mesh, runs one compiled program,
     which is also that of PPO.
@@ -32,7 +32,7 @@ def play_segments(
         params: the policy, where the mesh wants it.
         carry: where the lanes begin.
         language: the tokenizer's tables.
-        schedule: the episodes of every lane.
+        schedules: the episodes of every lane; one for each segment, of one shape.
         env: the world.
         config: sizes of the rollout.
         model: sizes of the model.
@@ -43,8 +43,8 @@ def play_segments(
         Segments, discounted by nothing.
     """
     carry = settle(carry, LANES)
-    language, schedule = settle(language), settle_schedule(schedule)
-    while True:
+    language = settle(language)
+    for schedule in map(settle_schedule, schedules):
         carry, segment = run_segment(
             params,
             carry,

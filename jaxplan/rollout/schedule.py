@@ -4,12 +4,15 @@ A world is made from its seed alone, and so is the key of the episode played in 
 episode is the same in whichever lane, batch or round it is played.
 """
 
+import collections
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxplan.core.mesh import LANES, WHOLE, settle
@@ -96,41 +99,98 @@ def one_episode_schedule(
     )
 
 
-def panel_schedule(
-    worlds: State,
-    seeds: Int[Array, " N"],
-    modes: Int[Array, " M"],
-    num_lanes: int,
-) -> Schedule:
-    """Every world in every mode, once: N x M episodes over the lanes.
+@dataclasses.dataclass(frozen=True)
+class EpisodeList:
+    """Episodes that are to be played once each, in whichever lane.
 
-    A lane plays the same worlds in all modes, one after the other, and lanes start with
-    different modes, so that all lanes have about the same work and every batch mixes
-    all modes. Episode e of the panel is world ``e // M`` in mode ``e % M``; where the
-    lanes do not divide N, some play fewer worlds.
-
-    Args:
-        worlds: one for each seed.
-        seeds: of the panel.
-        modes: plan modes.
-        num_lanes: lanes of the rollout.
+    Attributes:
+        worlds: ready-made worlds, stacked.
+        world: of each episode, index into ``worlds``.
+        seed: of each episode, as in ``Schedule``.
+        mode: of each episode, likewise.
     """
-    num_worlds, num_modes = seeds.shape[0], modes.shape[0]
-    per_lane = -(-num_worlds // num_lanes)
-    lane = jnp.arange(num_lanes)[:, None, None]
-    place = jnp.arange(per_lane)[None, :, None]
-    turn = jnp.arange(num_modes)[None, None, :]
-    world = jnp.broadcast_to(place * num_lanes + lane, (num_lanes, per_lane, num_modes))
-    mode = jnp.broadcast_to(modes[(turn + lane) % num_modes], world.shape)
-    worlds_of_lane = jnp.sum(world[:, :, 0] < num_worlds, axis=1)
-    inside = jnp.minimum(world, num_worlds - 1).reshape(num_lanes, -1)
-    return Schedule(
+
+    worlds: State
+    world: np.ndarray
+    seed: np.ndarray
+    mode: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.seed)
+
+
+def every_world_in_every_mode(
+    worlds: State, seeds: Int[Array, " N"], modes: Int[Array, " M"]
+) -> EpisodeList:
+    """List N x M episodes: number e is world ``e // M`` in mode ``e % M``."""
+    world = np.repeat(np.arange(len(seeds), dtype=np.int32), len(modes))
+    return EpisodeList(
         worlds=worlds,
-        world=inside.astype(jnp.int32),
-        seed=seeds[inside].astype(jnp.int32),
-        mode=mode.reshape(num_lanes, -1).astype(jnp.int32),
-        entries=(worlds_of_lane * num_modes).astype(jnp.int32),
+        world=world,
+        seed=np.asarray(seeds, np.int32)[world],
+        mode=np.tile(np.asarray(modes, np.int32), len(seeds)),
     )
+
+
+class Dealer:
+    """Deals a list of episodes out to lanes while they play (host).
+
+    Who dies early is given more. Lanes are dealt several episodes in advance as long as
+    there are many left, so that short ones leave no lane idle, and one at last.
+    """
+
+    def __init__(self, episodes: EpisodeList, num_lanes: int) -> None:
+        """Deal the first episodes: number b is the first of lane b."""
+        self._episodes = episodes
+        self._left = collections.deque(range(len(episodes)))
+        self._dealt: list[list[int]] = [[] for _ in range(num_lanes)]
+        self._done = np.zeros(num_lanes, int)
+        self._deal()
+
+    def schedules(self) -> Iterator[Schedule]:
+        """What is dealt at the time of asking, for one segment after the other."""
+        while True:
+            yield self._schedule()
+
+    def collect(self, lanes: np.ndarray, entries: np.ndarray) -> np.ndarray:
+        """Take back episodes that ended, and deal the next.
+
+        Args:
+            lanes: of each of them, the lane.
+            entries: and which of the lane's episodes it was.
+
+        Returns:
+            Their numbers in the list.
+        """
+        numbers = [
+            self._dealt[lane][entry]
+            for lane, entry in zip(lanes.tolist(), entries.tolist(), strict=True)
+        ]
+        np.add.at(self._done, lanes, 1)
+        self._deal()
+        return np.array(numbers, int)
+
+    def _deal(self) -> None:
+        share = len(self._left) // (2 * len(self._dealt))
+        for wanted in range(1, min(max(share, 1), ENTRIES) + 1):
+            for dealt, done in zip(self._dealt, self._done, strict=True):
+                if self._left and len(dealt) - done < wanted:
+                    dealt.append(self._left.popleft())
+
+    def _schedule(self) -> Schedule:
+        number = np.zeros((len(self._dealt), ENTRIES), int)
+        for row, dealt in zip(number, self._dealt, strict=True):
+            first = max(0, len(dealt) - ENTRIES)
+            for entry in range(first, len(dealt)):
+                row[entry % ENTRIES] = dealt[entry]
+        episodes = self._episodes
+        return Schedule(
+            worlds=episodes.worlds,
+            world=jnp.asarray(episodes.world[number]),
+            seed=jnp.asarray(episodes.seed[number]),
+            mode=jnp.asarray(episodes.mode[number]),
+            entries=jnp.array([len(dealt) for dealt in self._dealt], jnp.int32),
+        )
 
 
 def training_schedule(

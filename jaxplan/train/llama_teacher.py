@@ -6,6 +6,7 @@ read from the segments, and played again to be written down.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -123,7 +124,7 @@ class LlamaTeacher:
             self._params,
             self._start(first, schedule),
             self._language,
-            schedule,
+            itertools.repeat(schedule),
             env=desk.env,
             config=rollout,
             model=self._model,

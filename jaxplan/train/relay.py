@@ -7,6 +7,7 @@ arXiv:1011.0686).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -93,7 +94,7 @@ class RelayTeacher(ExpertTeacher):
             self._params,
             init_carry(desk.env, student.language, schedule, key, rollout),
             student.language,
-            schedule,
+            itertools.repeat(schedule),
             env=desk.env,
             config=rollout,
             model=self._config.model,

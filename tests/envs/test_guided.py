@@ -1,6 +1,7 @@
 """Plans that are given: the expert's, in the turns that want one, word by word."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def played(request) -> Played:
         init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama,
         init_carry(env, language, schedule, jax.random.key(0), rollout),
         language,
-        schedule,
+        itertools.repeat(schedule),
         env=env,
         config=rollout,
         model=MODEL,

@@ -41,7 +41,7 @@ SEED = 1000
 @dataclasses.dataclass(frozen=True)
 class Played:
     panel: Panel
-    schedule: object
+    listed: object
     episodes: Episodes
     segments: list
     told: list
@@ -75,15 +75,15 @@ def panel(tokenizer) -> Panel:
 @pytest.fixture(scope="module")
 def played(panel, tokenizer) -> Played:
     params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
-    schedule, told = panel.schedule(), []
+    listed, told = panel.listed(), []
     episodes, segments = play_panel(
         params,
         panel,
         make_language(tokenizer, panel.env, PLAN),
-        schedule,
+        listed,
         lambda *progress: told.append(progress),
     )
-    return Played(panel, schedule, episodes, segments, told)
+    return Played(panel, listed, episodes, segments, told)
 
 
 def test_every_world_is_played_once_in_every_mode(played):
@@ -137,7 +137,7 @@ def test_the_words_of_an_episode_play_it_again(played, tokenizer):
     """Lane 0 begins with the first world, in the first mode."""
     turns = spoken_turns(played.segments, tokenizer, entry=0)
     env, account = played.panel.env, played.episodes.of_mode(0)
-    world = jax.tree.map(lambda leaf: leaf[0], played.schedule.worlds)
+    world = jax.tree.map(lambda leaf: leaf[0], played.listed.worlds)
     step, describe = jax.jit(env.step), jax.jit(env.describe)
     key, total, number, plans = episode_key(SEED), 0.0, 0, 0
     for turn in turns:
@@ -172,7 +172,7 @@ def test_what_progress_raises_ends_the_panel(panel, tokenizer):
     params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
     language = make_language(tokenizer, panel.env, PLAN)
     with pytest.raises(Enough):
-        play_panel(params, panel, language, panel.schedule(), enough)
+        play_panel(params, panel, language, panel.listed(), enough)
 
 
 def test_a_scripted_player_meets_the_same_worlds(panel):

@@ -65,16 +65,16 @@ def played():
         embed=50 * llama.embed + 2.0,
         lm_head=llama.lm_head.at[:, sleep].add(2.0 / MODEL.width),
     )
-    schedule = panel.schedule()
+    listed = panel.listed()
     episodes, segments = play_panel(
         llama,
         panel,
         make_language(tokenizer, env, PLAN),
-        schedule,
+        listed,
         lambda done, env_steps: None,
     )
     turns = spoken_turns(segments, tokenizer, entry=0)
-    world = jax.tree.map(lambda leaf: leaf[0], schedule.worlds)
+    world = jax.tree.map(lambda leaf: leaf[0], listed.worlds)
     replay = make_replay("arm", "dynamic", SEED, world, turns, env)
     return replay, turns, episodes.of_mode(0), env
 

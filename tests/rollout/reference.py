@@ -232,10 +232,12 @@ class Reference:
         return slot.complete
 
     def _begin_episode(self) -> None:
-        column = self.entry % len(self.seeds)
         self.live = self.entries < 0 or self.entry < self.entries
+        self.ended = not self.live
+        if not self.live:
+            return
+        column = self.entry % len(self.seeds)
         self.entry += 1
-        self.ended = False
         self.world, self.seed = self.worlds[column], int(self.seeds[column])
         self.mode = int(self.modes[column])
         self.episode_turn = -1

@@ -1,7 +1,7 @@
 """Everybody who plays shares one program, and plays what is scheduled."""
 
 import dataclasses
-from itertools import islice
+from itertools import islice, repeat
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ from jaxplan.rollout.play import play_segments
 from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import (
     ENTRIES,
+    Dealer,
+    every_world_in_every_mode,
     make_worlds,
     one_episode_schedule,
-    panel_schedule,
     settle_schedule,
     training_schedule,
 )
@@ -30,9 +31,10 @@ def schedules(setting):
     seeds = jnp.arange(LANE_COUNT, dtype=jnp.int32)
     worlds = make_worlds(setting.env, seeds)
     modes = jnp.array([0, -1, 1], jnp.int32)
+    listed = every_world_in_every_mode(worlds, seeds, modes)
     return {
         "training": training_schedule(worlds, jax.random.key(4), 0, LANE_COUNT),
-        "panel": panel_schedule(worlds, seeds, modes, LANE_COUNT),
+        "panel": next(Dealer(listed, LANE_COUNT).schedules()),
         "one episode": one_episode_schedule(worlds, seeds, jnp.arange(LANE_COUNT) % 3),
     }
 
@@ -43,7 +45,7 @@ def play(setting, schedule, count):
         settle(setting.params),
         setting.first_carry(schedule),
         setting.language,
-        schedule,
+        repeat(schedule),
         env=setting.env,
         turn_tokens=setting.turn_tokens,
         **sizes,

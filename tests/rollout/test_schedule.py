@@ -1,5 +1,6 @@
 """Every episode of a panel once, whatever the lanes; every world from its seed."""
 
+import dataclasses
 from collections import Counter
 
 import jax
@@ -9,31 +10,97 @@ import pytest
 
 from jaxplan.core.roles import Role
 from jaxplan.plan.grammar import NEVER
-from jaxplan.rollout.schedule import make_worlds, panel_schedule, training_schedule
+from jaxplan.rollout.schedule import (
+    ENTRIES,
+    Dealer,
+    EpisodeList,
+    every_world_in_every_mode,
+    make_worlds,
+    training_schedule,
+)
 from tests.fakes import Shore
-from tests.rollout.conftest import ROLLOUT, WORLDS
+from tests.rollout.conftest import ROLLOUT, WORLDS, Play
 
 MODES = (NEVER, 2, 3)
-PANEL_SEGMENTS = 8
+PANEL_SEGMENTS = 9
 
 
-@pytest.mark.parametrize(
-    ("worlds", "modes", "lanes"),
-    [(6, 2, 3), (7, 3, 3), (8, 4, 3), (5, 1, 2), (1, 2, 4), (3, 3, 7)],
-)
-def test_a_panel_has_every_world_in_every_mode_once(worlds, modes, lanes):
-    seeds = jnp.arange(100, 100 + worlds, dtype=jnp.int32)
-    pool = jnp.arange(worlds)
-    plan = panel_schedule(pool, seeds, jnp.arange(modes, dtype=jnp.int32), lanes)
-    plan = jax.device_get(plan)
-    episodes = Counter()
-    for lane in range(lanes):
-        for entry in range(plan.entries[lane]):
-            assert plan.seed[lane, entry] == 100 + plan.world[lane, entry]
-            episodes[int(plan.seed[lane, entry]), int(plan.mode[lane, entry])] += 1
+def listed(worlds, modes):
+    return every_world_in_every_mode(
+        jnp.arange(worlds),
+        jnp.arange(100, 100 + worlds, dtype=jnp.int32),
+        jnp.arange(modes, dtype=jnp.int32),
+    )
+
+
+@pytest.mark.parametrize(("worlds", "modes"), [(6, 2), (1, 3), (5, 1)])
+def test_a_panel_has_every_world_in_every_mode_once(worlds, modes):
+    episodes = listed(worlds, modes)
+    np.testing.assert_array_equal(episodes.seed, 100 + episodes.world)
+    pairs = zip(episodes.seed.tolist(), episodes.mode.tolist(), strict=True)
     wanted = {(100 + w, mode): 1 for w in range(worlds) for mode in range(modes)}
-    assert episodes == wanted
-    assert np.ptp(plan.entries) <= modes, "lanes have about the same work"
+    assert Counter(pairs) == wanted
+    assert len(episodes) == worlds * modes
+    assert episodes.mode[:modes].tolist() == list(range(modes))
+
+
+def play_by_hand(worlds, modes, lanes, turns_of, turns):
+    """Lanes that play so many turns a segment; episode e takes ``turns_of(e)``.
+
+    Returns:
+        The episodes in the order they ended, the segments it took, and the most
+        episodes that a lane had before it in any segment.
+    """
+    episodes = listed(worlds, modes)
+    dealer = Dealer(episodes, lanes)
+    schedules, ended = dealer.schedules(), []
+    entry, left = [0] * lanes, [None] * lanes
+    segments = most = 0
+    while len(ended) < len(episodes):
+        plan = jax.device_get(next(schedules))
+        assert plan.world.shape == (lanes, ENTRIES), "one program for all"
+        segments, over = segments + 1, []
+        most = max(most, *(plan.entries - entry))
+        for lane in range(lanes):
+            time = turns
+            while time and entry[lane] < plan.entries[lane]:
+                column = entry[lane] % ENTRIES
+                at = int(plan.world[lane, column]) * modes + int(
+                    plan.mode[lane, column]
+                )
+                assert plan.seed[lane, column] == episodes.seed[at]
+                left[lane] = turns_of(at) if left[lane] is None else left[lane]
+                used = min(time, left[lane])
+                time, left[lane] = time - used, left[lane] - used
+                if not left[lane]:
+                    over.append((lane, entry[lane], at))
+                    entry[lane], left[lane] = entry[lane] + 1, None
+        lane, which, at = np.array(over, int).reshape(-1, 3).T
+        np.testing.assert_array_equal(dealer.collect(lane, which), at)
+        ended += at.tolist()
+    return ended, segments, most
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 7, 40])
+def test_every_episode_is_dealt_once_whatever_the_lanes(lanes):
+    ended, _, _ = play_by_hand(8, 4, lanes, turns_of=lambda e: 1 + e % 5, turns=4)
+    assert sorted(ended) == list(range(32))
+
+
+def test_lanes_whose_episodes_are_short_are_dealt_more():
+    def turns_of(episode):  # all of the first lane are long, if dealt out in turn
+        return 40 if episode % 4 == 0 else 10
+
+    _, segments, _ = play_by_hand(16, 4, 4, turns_of, turns=5)
+    total = sum(turns_of(e) for e in range(64))
+    assert segments <= (total / 4 + 40 + 10) / 5, "at the end a lane may wait for one"
+    assert segments < 16 * 40 / 5, "sooner than who is dealt them in turn"
+
+
+def test_short_episodes_are_dealt_many_at_a_time_but_not_more_than_fit():
+    _, segments, most = play_by_hand(400, 1, 2, turns_of=lambda e: 1, turns=100)
+    assert most == ENTRIES
+    assert segments < 30
 
 
 def test_a_world_depends_on_its_seed_alone():
@@ -64,26 +131,46 @@ def test_training_draws_worlds_from_the_pool_and_seeds_from_the_key():
     assert (np.asarray(draws[0].entries) < 0).all()
 
 
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A panel to its end and a segment beyond; ``dealt[lane, entry]`` of the list."""
+
+    play: Play
+    episodes: EpisodeList
+    dealt: dict[tuple[int, int], int]
+
+
 @pytest.fixture(scope="module")
 def panel(setting):
     seeds = jnp.arange(WORLDS, dtype=jnp.int32)
     worlds = make_worlds(setting.env, seeds)
-    modes = jnp.array(MODES, jnp.int32)
-    schedule = panel_schedule(worlds, seeds, modes, ROLLOUT.num_lanes)
-    return setting.play(schedule, PANEL_SEGMENTS)
+    episodes = every_world_in_every_mode(worlds, seeds, jnp.array(MODES, jnp.int32))
+    dealer = Dealer(episodes, ROLLOUT.num_lanes)
+    schedules, dealt, played = dealer.schedules(), {}, []
+    schedule = next(schedules)
+    carries = [setting.first_carry(schedule)]
+    for _ in range(PANEL_SEGMENTS):
+        carry, segment = setting.run(carries[-1], next(schedules))
+        carries.append(carry)
+        played.append(segment)
+        ends = jax.device_get(segment.episodes)
+        where = np.nonzero(ends.finished)
+        entries = ends.entry[where]
+        for lane, entry, number in zip(
+            where[1].tolist(),
+            entries.tolist(),
+            dealer.collect(where[1], entries).tolist(),
+            strict=True,
+        ):
+            assert (lane, entry) not in dealt
+            dealt[lane, entry] = number
+    return Panel(Play(schedule, carries, played), episodes, dealt)
 
 
 def test_a_panel_is_played_once_and_then_the_lanes_are_still(panel):
-    played = Counter()
-    seed, mode = np.asarray(panel.schedule.seed), np.asarray(panel.schedule.mode)
-    for segment in panel.segments:
-        ends = jax.device_get(segment.episodes)
-        for at in np.argwhere(ends.finished):
-            lane, entry = at[1], ends.entry[tuple(at)]
-            played[int(seed[lane, entry]), int(mode[lane, entry])] += 1
-    assert played == {(s, m): 1 for s in range(WORLDS) for m in MODES}
-    last = panel.segments[-1]
-    assert not np.asarray(panel.carries[-1].lanes.live).any()
+    assert sorted(panel.dealt.values()) == list(range(WORLDS * len(MODES)))
+    last = panel.play.segments[-1]
+    assert not np.asarray(panel.play.carries[-1].lanes.live).any()
     assert not last.env_steps.any()
     assert (last.encoded_tokens == 1).all(), "the last token of each prompt"
     assert (np.asarray(last.stream.tokens.role) <= Role.PROMPT).all()
@@ -91,11 +178,10 @@ def test_a_panel_is_played_once_and_then_the_lanes_are_still(panel):
 
 
 def test_modes_of_a_batch_plan_in_exactly_the_turns_they_should(setting, panel):
-    mode = np.asarray(panel.schedule.mode)
     opening = setting.words.opening[0]
     seen = set()
-    for (lane, episode), turns in panel.said().items():
-        every = int(mode[lane, episode - 1])
+    for (lane, episode), turns in panel.play.said().items():
+        every = int(panel.episodes.mode[panel.dealt[lane, episode - 1]])
         planned = [said[0] == opening for said in turns]
         due = [every > 0 and turn % every == 0 for turn in range(len(turns))]
         assert planned == due
