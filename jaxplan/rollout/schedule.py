@@ -1,7 +1,8 @@
 """Which worlds the lanes play, and from which keys all that happens in them derives.
 
-A world is made from its seed alone, and so is the key of the episode played in it: an
-episode is the same in whichever lane, batch or round it is played.
+A world is made from its seed alone, and so is the key of the episode played in it: but
+for how sums round, an episode is the same in whichever lane, batch or round it is
+played.
 """
 
 import collections

@@ -65,9 +65,8 @@ def play_by_hand(worlds, modes, lanes, turns_of, turns):
             time = turns
             while time and entry[lane] < plan.entries[lane]:
                 column = entry[lane] % ENTRIES
-                at = int(plan.world[lane, column]) * modes + int(
-                    plan.mode[lane, column]
-                )
+                world, mode = plan.world[lane, column], plan.mode[lane, column]
+                at = int(world * modes + mode)
                 assert plan.seed[lane, column] == episodes.seed[at]
                 left[lane] = turns_of(at) if left[lane] is None else left[lane]
                 used = min(time, left[lane])

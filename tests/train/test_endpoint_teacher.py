@@ -191,13 +191,20 @@ def test_every_turn_was_asked_for_as_its_number_says(whole, desk, setting):
     assert any(prompt.endswith(opening) for prompt in prompts)
     assert any(prompt.endswith(ACT) for prompt in prompts)
     every = {number: desk.plan_turns(number)[0] for number in range(CONFIG.episodes)}
+    answers = [
+        server.answers[json.dumps(request["messages"])]
+        for request in server.requests
+        if request["messages"][-1]["content"].endswith(opening)
+    ]
+    names = desk.env.action_names
+    wanted = sum(read_answer(text, setting.plan, names)[0] != "" for text in answers)
     planned = 0
     for row in table.to_pylist():
         if row["turn"] % every[row["episode"]]:
             assert row["plan"] == ""
         planned += row["plan"] != ""
         assert row["plan_tokens"] == desk.tokenizer.encode(row["plan"])[:6]
-    assert planned, "the coin of the engine fell for a plan once at least"
+    assert planned == wanted > 0, "all plans that were asked for, and no others"
 
 
 def test_episodes_are_played_side_by_side(whole):
