@@ -293,8 +293,11 @@ class _Rollout:
             state = jax.lax.fori_loop(0, chunks + 1, read, state)
             return jax.lax.fori_loop(0, cfg.decode_steps, decode, state)
 
+        # Who has read all that it may is silent until its world says more: when all
+        # streams are full, or all lanes asleep, the model is not asked.
+        unread = overall_max(state.stream.cursor - state.cache.cursor)
         # A loop of one iteration or none: a conditional would copy the cache.
-        times = jnp.where(closing, 0, 1)
+        times = jnp.where(closing | (unread == 0), 0, 1)
         return jax.lax.fori_loop(0, times, answer, state), finished
 
     @jax.named_scope("observe")

@@ -105,13 +105,19 @@ def sample_token(
     legal = grammar.legal[state]
     if decide_explore:
         legal &= _coin(key, grammar, state, decide_explore)
-    token = jnp.argmax(jnp.where(legal, logits + gumbel, _ILLEGAL)).astype(jnp.int32)
+    token = _first_of_the_largest(jnp.where(legal, logits + gumbel, _ILLEGAL))
     choice = choice_of(grammar, logits, state)
     opens = chose_plan(grammar, state, token)
     decide, which = token_log_probs(choice, token, opens)
     if decide_explore:
         decide = jnp.where(state == DECIDE, explored(decide, decide_explore), decide)
     return token, decide, which
+
+
+def _first_of_the_largest(scores: Float[Array, " V"]) -> Int[Array, ""]:
+    """``argmax``, in two plain reductions: XLA's own is not vectorised on a CPU."""
+    places = jnp.arange(scores.size, dtype=jnp.int32)
+    return jnp.min(jnp.where(scores == jnp.max(scores), places, scores.size))
 
 
 def explored(decide: Float[Array, "*axes"], share: float) -> Float[Array, "*axes"]:

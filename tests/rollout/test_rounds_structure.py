@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxplan.models.cache import block_sizes
 from jaxplan.models.params import init_params
-from jaxplan.rollout.rounds import init_carry, run_segment
+from jaxplan.rollout.rounds import _Rollout, init_carry, run_segment
 from tests.rollout.conftest import GAMMA, MODEL, PLAN, ROLLOUT
 
 
@@ -64,6 +64,39 @@ def test_weights_are_cast_once_and_not_for_every_token(setting, play):
     tensors = [setting.params.embed.shape, (16, 24), (24, 16)]  # gate and up, down
     found = [list(casts(traced.jaxpr.jaxpr, shape)) for shape in tensors]
     assert found == [[False], [False] * 2 * MODEL.layers, [False] * MODEL.layers]
+
+
+@pytest.mark.parametrize("unread", [0, 1])
+def test_the_model_is_asked_only_where_there_is_something_to_read(
+    setting, play, monkeypatch, unread
+):
+    rollout = _Rollout(
+        params=setting.params,
+        language=setting.language,
+        schedule=play.schedule,
+        gamma=GAMMA,
+        env=setting.env,
+        config=ROLLOUT,
+        model=MODEL,
+        budget=PLAN.budget,
+        turn_tokens=setting.turn_tokens,
+        decide_explore=0.0,
+    )
+    state = rollout._begin(play.carries[1])
+    read = state.stream.cursor.at[0].add(-unread)
+    cache = dataclasses.replace(state.cache, cursor=read)
+    state = dataclasses.replace(state, cache=cache)
+
+    def say(self, state, chunk, limit):  # counts how often it is called
+        return dataclasses.replace(state, dropped=state.dropped + 1)
+
+    def observe(self, state, closing):
+        return state, play.segments[0].episodes
+
+    monkeypatch.setattr(_Rollout, "_say", say)
+    monkeypatch.setattr(_Rollout, "_observe", observe)
+    after, _ = jax.jit(rollout._round)(state, jnp.int32(1), prefix=read)
+    assert (after.dropped == unread * (1 + ROLLOUT.decode_steps)).all()
 
 
 @pytest.mark.slow
