@@ -1,7 +1,7 @@
 import dataclasses
 import heapq
 import re
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ from jaxplan.envs.craftax_plans import (
     PlanFacts,
 )
 from jaxplan.envs.craftax_view import ITEM_NAMES, TILE, VITAL_NAMES, view
+from tests.compiling import optimizing
 
 WORLDS, ENV_STEPS = 8, 120
 ALL_WORLDS, ALL_ENV_STEPS = 64, 1000
@@ -54,35 +55,53 @@ def player(text="compact", **skill):
     return make_craftax_expert(EnvConfig(text=text), ExpertConfig(**skill))
 
 
-def play(keys, env_steps, disturb=None, expert=None, look=lambda state: None):
-    """Actions, intents, achievements, who is alive, and sights, by world and step."""
+def play(keys, env_steps, scrambled=None, expert=None, look=lambda state: None):
+    """Actions, intents, achievements, who is alive, and sights, by world and step.
+
+    Where ``scrambled``, the player is shown another world that looks the same.
+    """
     expert = expert or player()
 
     def one_step(carry, step):
-        key, memory, state, alive = carry
+        key, memory, state, alive, scrambled = carry
         act_key, step_key = jax.random.split(jax.random.fold_in(key, step))
-        shown = state if disturb is None else disturb(act_key, memory, state)
+        shown = state
+        if scrambled is not None:
+            other = scramble_what_is_hidden(act_key, state)
+            shown = jax.tree.map(partial(jnp.where, scrambled), other, state)
         memory, action, intent = expert.act(act_key, memory, shown)
         played = world().step(step_key, state, action)
         state = jax.tree.map(
             lambda new, old: jnp.where(alive, new, old), played.state, state
         )
         record = action, intent, state.achievements, alive, look(shown)
-        return (key, memory, state, alive & ~played.terminated), record
+        alive &= ~played.terminated
+        return (key, memory, state, alive, scrambled), record
 
-    def one_world(key):
-        start = (key, expert.init(), world().reset(key), jnp.array(True))
+    def one_world(key, scrambled):
+        start = (key, expert.init(), world().reset(key), jnp.array(True), scrambled)
         return jax.lax.scan(one_step, start, jnp.arange(env_steps))[1]
 
-    return jax.jit(jax.vmap(one_world))(keys)
+    return jax.jit(jax.vmap(one_world))(keys, scrambled)
+
+
+def short_keys():
+    return jax.random.split(jax.random.key(0), WORLDS)
 
 
 @cache
 def short_games():
-    return play(jax.random.split(jax.random.key(0), WORLDS), ENV_STEPS)
+    """Games as they are, and again with what is hidden scrambled: one program."""
+    played = play(
+        jnp.concatenate([short_keys(), short_keys()]),
+        ENV_STEPS,
+        scrambled=jnp.arange(2 * WORLDS) >= WORLDS,
+    )
+    plain = jax.tree.map(lambda x: x[:WORLDS], played)
+    return plain, jax.tree.map(lambda x: x[WORLDS:], played)
 
 
-def scramble_what_is_hidden(key, memory, state):
+def scramble_what_is_hidden(key, state):
     """Another world that looks the same: its unseen half and hidden counters differ."""
     rows, columns = jnp.indices(state.map.shape)
     unseen = (jnp.abs(rows - state.player_position[0]) > 3) | (
@@ -120,9 +139,7 @@ def scramble_what_is_hidden(key, memory, state):
 
 @pytest.mark.slow
 def test_worlds_that_look_the_same_are_played_the_same():
-    keys = jax.random.split(jax.random.key(0), WORLDS)
-    scrambled = play(keys, ENV_STEPS, scramble_what_is_hidden)
-    jax.tree.map(np.testing.assert_array_equal, scrambled, short_games())
+    jax.tree.map(np.testing.assert_array_equal, *short_games())
 
 
 def dijkstra(start, entry):
@@ -430,16 +447,22 @@ def test_other_texts_are_pointed_at_in_whole_words():
 
 
 @cache
+def whole_games():
+    """Games to their end, compiled as users do, and all there is to see in them."""
+    keys = jax.random.split(jax.random.key(64), ALL_WORLDS)
+    with optimizing():
+        return jax.device_get(play(keys, ALL_ENV_STEPS, look=view))
+
+
 def long_games():
-    """Worlds with all that is needed to check what was said."""
-    keys = jax.random.split(jax.random.key(5), 12)
-    return jax.device_get(play(keys, 500, look=view)), keys
+    """As much of them as it takes to check what was said."""
+    return jax.tree.map(lambda x: x[:12, :500], whole_games())
 
 
 @cache
 def all_said():
     """By style, text and place in the long games of many plans."""
-    (_, intents, _, alive, seen), _ = long_games()
+    _, intents, _, alive, seen = long_games()
     chance = np.random.default_rng(0)
     where = np.argwhere(alive & ~seen.sleeping)
     where = where[chance.choice(len(where), 400, replace=False)]
@@ -486,7 +509,7 @@ def names_of(goal):
 @pytest.mark.parametrize("style", STYLE_NAMES)
 def test_a_plan_says_what_the_player_goes_for(style):
     """The text is read again; what it names is there, and is the player's target."""
-    (_, intents, _, _, seen), _ = long_games()
+    _, intents, _, _, seen = long_games()
     places = 0
     for text, game, step in all_said()[style]:
         goal = Goal(int(intents.goal[game, step]))
@@ -513,7 +536,7 @@ def test_a_plan_says_what_the_player_goes_for(style):
 @pytest.mark.slow
 def test_what_is_gathered_is_what_the_plan_pointed_at():
     """Whenever the counted thing grows, the plan named the very cell it came from."""
-    (actions, intents, _, alive, seen), _ = long_games()
+    actions, intents, _, alive, seen = long_games()
     step_of = np.array([[0, 0], [0, -1], [0, 1], [-1, 0], [1, 0]])
     checked = 0
     for goal in (Goal.COLLECT_WOOD, Goal.MINE_STONE, Goal.MINE_COAL, Goal.MINE_IRON):
@@ -534,7 +557,7 @@ def test_what_is_gathered_is_what_the_plan_pointed_at():
 @pytest.mark.slow
 def test_what_comes_then_mostly_comes():
     """At the end of a goal that was not broken off, its successor was announced."""
-    (_, intents, _, alive, _), _ = long_games()
+    _, intents, _, alive, _ = long_games()
     sudden = [Goal.FIGHT_ZOMBIE, Goal.FIGHT_SKELETON, Goal.DRINK, Goal.EAT_COW]
     kept = told = 0
     for goals, later, lives in zip(
@@ -561,17 +584,17 @@ def test_every_plan_is_short_enough_and_leads_on():
 
 @pytest.mark.slow
 def test_weaker_players_are_weaker():
-    keys = jax.random.split(jax.random.key(7), 16)
-
-    def reached(**skill):
-        played = play(keys, 150, expert=player(**skill))
+    def reached(played):
         return jax.device_get((played[0], played[1].goal, played[2][:, -1].sum(-1)))
 
-    _, _, best = reached()
-    _, _, erring = reached(errors=0.4)
-    actions, _, slow = reached(dawdling=0.5)
+    def try_with(**skill):
+        return reached(play(short_keys(), ENV_STEPS, expert=player(**skill)))
+
+    _, _, best = reached(short_games()[0])
+    _, _, erring = try_with(errors=0.4)
+    actions, _, slow = try_with(dawdling=0.5)
     unknown = ("collect_sapling", "make_wood_sword", "drink")
-    _, goals, ignorant = reached(unknown_goals=unknown)
+    _, goals, ignorant = try_with(unknown_goals=unknown)
     for weaker in (erring, slow, ignorant):
         assert weaker.mean() < best.mean() - 1
     assert 0.4 < (actions == 0).mean() < 0.7
@@ -606,9 +629,7 @@ def test_the_player_is_one_trace_without_callbacks():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimized_code")
 def test_sixty_four_games_unlock_nineteen_achievements_on_average():
-    keys = jax.random.split(jax.random.key(64), ALL_WORLDS)
-    _, _, achievements, alive, _ = play(keys, ALL_ENV_STEPS)
+    _, _, achievements, alive, _ = whole_games()
     assert float(achievements[:, -1].sum(-1).mean()) >= 19
     assert float(alive[:, -1].mean()) >= 0.75
