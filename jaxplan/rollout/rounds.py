@@ -11,8 +11,9 @@ the current weights) and then rounds, a ``lax.scan`` of static length. In a roun
 The first round reads the prefix before step 2, in as many chunks as it takes, and after
 the last one step 1 comes once more: all in one scan, so that the compiler meets each
 step once. A lane in the middle of a plan has nothing to do in step 1 and uses step 2
-for one more token: nobody waits for it. Lanes never communicate, so every device of a
-mesh plays its own: what is in sight of one program here is one device's share.
+for one more token: nobody waits for it. Where no lane has anything unread, steps 2 and
+3 are left out. Lanes never communicate, so every device of a mesh plays its own: what
+is in sight of one program here is one device's share.
 """
 
 import dataclasses

@@ -42,7 +42,8 @@ class Segment:
         dropped_phrases: phrases that found no room in an observation.
         encoded_tokens: tokens the model read or wrote.
         env_steps: steps of the world, sleeping ones included.
-        token_slots: tokens the model had room for in the same calls.
+        token_slots: tokens the model has room for in all rounds, those in which nobody
+            asked it among them.
     """
 
     stream: Stream
