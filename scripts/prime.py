@@ -9,6 +9,7 @@ the tables; ``result.json`` is in ``run_root/<name>``.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 from itertools import chain
@@ -71,56 +72,76 @@ def main() -> int:
     return 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Where the experiment's runs are."""
+
+    root: Path
+    name: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Runs":
+        """Those of a config."""
+        return cls(Path(config.run_root), config.name)
+
+    @property
+    def data(self) -> Path:
+        """The one that collects."""
+        return self.root / f"{self.name}-data"
+
+    def student(self, student: str, seed: int) -> Path:
+        """The one that trains a student."""
+        return self.root / f"{self.name}-{student}-{seed}"
+
+    def again(self, student: str, seed: int, what: str) -> Path:
+        """One that lets a trained student play again."""
+        return self.root / f"{self.name}-{student}-{seed}-{what}"
+
+
 def plan_jobs(config: RunConfig, args: argparse.Namespace) -> list[list[Job]]:
     """The runs, in batches: each needs those before it, and none of its own."""
-    name, root = config.name, Path(config.run_root)
-    data = f"{name}-data"
-    collect: list[Job] = [(data, ["stages=[collect]"])]
-    dataset = f"sft.dataset={root / data / 'dataset'}"
-    history = LONGER * config.rollout.history
-    seen = (history - config.rollout.history) * (config.rollout.observation_tokens + 3)
-    sizes = {
-        "history": history,
-        "segment_tokens": config.rollout.segment_tokens + seen,
-    }
-    students: list[Job] = [
-        (
-            f"{name}-{student}-{seed}",
-            [
-                dataset,
-                "stages=[sft,evaluate,report]",
-                *(override.format(**sizes) for override in overrides),
-                f"evaluate.modes=[{mode}]",
-                f"seed={seed}",
-            ],
-        )
-        for seed in range(args.seeds)
-        for student, (mode, overrides) in STUDENTS.items()
-    ]
-
-    def play(run: str, as_name: str, modes: str, *sizes: str) -> Job:
-        """Let a trained student play again."""
-        of_run = [f"evaluate.run={root / run}", f"evaluate.modes=[{modes}]"]
-        return as_name, ["stages=[evaluate,report]", *of_run, *sizes]
-
+    runs, seeds = Runs.of(config), range(args.seeds)
+    collect: Job = (runs.data.name, ["stages=[collect]"])
+    students = [_train(config, student, seed) for seed in seeds for student in STUDENTS]
     small = (
         f"evaluate.episodes={args.curve_episodes}",
         f"evaluate.max_steps={args.curve_steps}",
     )
-    curves = [
-        play(f"{name}-{student}-0", f"{name}-{student}-0-curve", CURVE, *small)
-        for student in FORCED
-    ]
-    runs = {
-        f"{name}-{student}-{seed}": ",".join(modes)
-        for seed in range(args.seeds)
+    curves = [_play(runs, student, 0, "curve", CURVE, *small) for student in FORCED]
+    guided = [
+        _play(runs, student, seed, "guided", ",".join(modes))
+        for seed in seeds
         for student, modes in GUIDED.items()
-    }
-    guided = [play(run, f"{run}-guided", modes) for run, modes in runs.items()]
+    ]
     student, modes = GUIDED_CURVE
-    run = f"{name}-{student}-0"
-    guided.append(play(run, f"{run}-guided-curve", modes, *small))
-    return [collect, students, curves, guided]
+    guided.append(_play(runs, student, 0, "guided-curve", modes, *small))
+    return [[collect], students, curves, guided]
+
+
+def _train(config: RunConfig, student: str, seed: int) -> Job:
+    runs, rollout = Runs.of(config), config.rollout
+    history = LONGER * rollout.history
+    seen = (history - rollout.history) * (rollout.observation_tokens + 3)
+    segment_tokens = rollout.segment_tokens + seen
+    mode, overrides = STUDENTS[student]
+    return runs.student(student, seed).name, [
+        f"sft.dataset={runs.data / 'dataset'}",
+        "stages=[sft,evaluate,report]",
+        *(o.format(history=history, segment_tokens=segment_tokens) for o in overrides),
+        f"evaluate.modes=[{mode}]",
+        f"seed={seed}",
+    ]
+
+
+def _play(
+    runs: Runs, student: str, seed: int, what: str, modes: str, *sizes: str
+) -> Job:
+    return runs.again(student, seed, what).name, [
+        "stages=[evaluate,report]",
+        f"evaluate.run={runs.student(student, seed)}",
+        f"evaluate.modes=[{modes}]",
+        *sizes,
+    ]
 
 
 def _parse() -> argparse.Namespace:
@@ -142,66 +163,70 @@ def _count(text: str) -> int:
 
 
 def _write(config: RunConfig, seeds: int) -> str:
-    from jaxplan.eval.priming import (
-        format_priming,
-        measure,
-        read_student,
-        summarise,
-        summarise_guided,
-    )
+    from jaxplan.eval.priming import format_priming, measure
     from jaxplan.io.rundir import commits_of, made_by, warn_of
 
-    root, name = Path(config.run_root), config.name
-    confidence = config.evaluate.confidence
-
-    def results(run: Path) -> list[dict]:
-        text = (run / "report" / "summary.json").read_text(encoding="utf-8")
-        return json.loads(text)["results"]
-
-    runs = {
-        student: [root / f"{name}-{student}-{seed}" for seed in range(seeds)]
+    runs, helped = Runs.of(config), GUIDED_CURVE[0]
+    own = {
+        student: [runs.student(student, seed) for seed in range(seeds)]
         for student in STUDENTS
     }
-    forced = {student: root / f"{name}-{student}-0-curve" for student in FORCED}
-    events = list(results(runs["dynamic"][0])[0]["per_event"])
-    students = [
-        read_student(student, paths, STUDENTS[student][0], len(events))
-        for student, paths in runs.items()
-    ]
-    again = {
-        student: [run.with_name(f"{run.name}-guided") for run in runs[student]]
+    guided = {
+        student: [runs.again(student, seed, "guided") for seed in range(seeds)]
         for student in GUIDED
     }
-    guided = [
-        (mode, read_student(student, again[student], mode, len(events)))
-        for student, modes in GUIDED.items()
-        for mode in modes
-    ]
-    student, _ = GUIDED_CURVE
-    curve = root / f"{name}-{student}-0-guided-curve"
-    first = [*chain(*runs.values()), *forced.values()]
-    later = [*chain(*again.values()), curve]
+    forced = {student: runs.again(student, 0, "curve") for student in FORCED}
+    guided_curve = runs.again(helped, 0, "guided-curve")
+    first = [*chain(*own.values()), *forced.values()]
+    later = [*chain(*guided.values()), guided_curve]
     commits = commits_of(first), commits_of(later)
     for commit in dict.fromkeys(commits):
         warn_of(commit)
+    rows, guided_rows = _summarise(own, guided, config.evaluate.confidence)
     result = {
         "question": config.about.question,
         "run": config.about.run,
         **made_by(),
         "commit": commits[0],
-        **measure(root / f"{name}-data", [*first, *later]),
-        "students": summarise(students, events, confidence),
-        "curves": {student: results(run) for student, run in forced.items()},
+        **measure(runs.data, [*first, *later]),
+        "students": rows,
+        "curves": {student: _results(run) for student, run in forced.items()},
         "guided": {
             "commit": commits[1],
-            "students": summarise_guided(students, guided, confidence),
-            "curve": {"student": student, "results": results(curve)},
+            "students": guided_rows,
+            "curve": {"student": helped, "results": _results(guided_curve)},
         },
     }
-    folder = root / name
+    folder = runs.root / runs.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     return format_priming(result)
+
+
+def _summarise(
+    own: dict[str, list[Path]], guided: dict[str, list[Path]], confidence: float
+) -> tuple[list[dict], list[dict]]:
+    from jaxplan.eval.priming import read_student, summarise, summarise_guided
+
+    events = list(_results(own["dynamic"][0])[0]["per_event"])
+    students = [
+        read_student(student, paths, STUDENTS[student][0], len(events))
+        for student, paths in own.items()
+    ]
+    again = [
+        (mode, read_student(student, guided[student], mode, len(events)))
+        for student, modes in GUIDED.items()
+        for mode in modes
+    ]
+    return (
+        summarise(students, events, confidence),
+        summarise_guided(students, again, confidence),
+    )
+
+
+def _results(run: Path) -> list[dict]:
+    text = (run / "report" / "summary.json").read_text(encoding="utf-8")
+    return json.loads(text)["results"]
 
 
 if __name__ == "__main__":

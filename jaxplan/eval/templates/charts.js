@@ -23,10 +23,18 @@ function brief(value) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(1);
   const digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : 3;
-  return value.toLocaleString("en", { maximumFractionDigits: digits });
+  return rounded(value, { maximumFractionDigits: digits });
 }
 
-const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)}%` : "–");
+// Rounds as Python does, so that the page agrees with the terminal.
+const rounded = (value, digits) => value.toLocaleString("en", { ...digits, roundingMode: "halfEven" });
+
+function fixed(value, digits) {
+  return rounded(value, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+const hundredths = (value) => (known(value) ? fixed(value, 2) : "–");
+const percent = (value) => (known(value) ? `${fixed(100 * value, 1)}%` : "–");
 
 function duration(seconds) {
   const whole = Math.round(seconds);
@@ -126,12 +134,13 @@ function frequencyChart(results, armColor) {
     xName: "share of turns with a plan", yName: "achievements",
     xFormat: (v) => `${Math.round(100 * v)}%`,
   });
+  const labels = [];
   let curves = 0; // labels of one arm go below its points, of the next above
   for (const arm of new Set(shown.map((r) => r.arm))) {
     const color = `var(${armColor(arm)})`;
     const of = shown.filter((r) => r.arm === arm);
     if (of.length === 1) {
-      drawLevel(svg, of[0], color, { sy, left, right });
+      labels.push(drawLevel(svg, of[0], color, { sy, left, right }));
       continue;
     }
     const placed = of.filter((r) => known(r.plan_rate.mean));
@@ -143,16 +152,29 @@ function frequencyChart(results, armColor) {
         "stroke-width": 2, "stroke-dasharray": dashes }));
     }
     const below = curves++ % 2 === 0;
-    let raise = false; // of two labels side by side the second stands farther out
-    placed.forEach((r, i) => {
-      const near = i > 0 && sx(r.plan_rate.mean) - sx(placed[i - 1].plan_rate.mean) < 56;
-      raise = near && !raise;
-      drawPoint(svg, r, color, { sx, sy, below, away: raise ? 13 : 0 });
-    });
+    for (const r of placed) labels.push(drawPoint(svg, r, color, { sx, sy, below }));
   }
+  drawLabels(svg, labels);
   return svg;
 }
 
+// Labels go away from their points until they are clear of those drawn before.
+function drawLabels(svg, labels) {
+  const drawn = [];
+  for (const { x, y, below, color, name, anchor = "middle" } of labels) {
+    const width = 7 * name.length;
+    const middle = anchor === "end" ? x - width / 2 : x;
+    let at = y;
+    const covers = (other) => Math.abs(other.at - at) < 12
+      && Math.abs(other.middle - middle) < (other.width + width) / 2;
+    while (drawn.some(covers)) at += below ? 13 : -13;
+    drawn.push({ middle, at, width });
+    svg.append(makeSvg("text", { x, y: at, "text-anchor": anchor, class: "label",
+      style: `fill:${color}` }, name));
+  }
+}
+
+// Returns where its label is to stand.
 function drawLevel(svg, result, color, { sy, left, right }) {
   const { mean, low, high } = result.achievements;
   if (known(low)) {
@@ -161,11 +183,12 @@ function drawLevel(svg, result, color, { sy, left, right }) {
   }
   svg.append(makeSvg("line", { x1: left, x2: right, y1: sy(mean), y2: sy(mean), stroke: color,
     "stroke-dasharray": "6 4", "stroke-width": 1.5 }));
-  svg.append(makeSvg("text", { x: right, y: sy(mean) - 7, "text-anchor": "end", class: "label",
-    style: `fill:${color}` }, `${result.arm} ${result.mode}`));
+  const name = `${result.arm} ${result.mode}`;
+  return { x: right, y: sy(mean) - 7, below: false, color, name, anchor: "end" };
 }
 
-function drawPoint(svg, result, color, { sx, sy, below, away }) {
+// Returns where its label is to stand.
+function drawPoint(svg, result, color, { sx, sy, below }) {
   const { achievements: a, plan_rate: p } = result;
   const x = sx(p.mean), y = sy(a.mean);
   const bar = (x1, y1, x2, y2) => svg.append(makeSvg("line", { x1, y1, x2, y2, stroke: color,
@@ -183,6 +206,5 @@ function drawPoint(svg, result, color, { sx, sy, below, away }) {
   mark.append(makeSvg("title", {}, `${result.arm} ${result.mode}: ${brief(a.mean)} achievements`));
   svg.append(mark);
   const end = known(a.low) ? (below ? sy(a.low) : sy(a.high)) : y;
-  svg.append(makeSvg("text", { x, y: below ? end + 16 + away : end - 8 - away, "text-anchor": "middle",
-    class: "label", style: `fill:${color}` }, result.mode));
+  return { x, y: below ? end + 16 : end - 8, below, color, name: result.mode };
 }

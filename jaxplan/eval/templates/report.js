@@ -13,9 +13,9 @@ function showHeader() {
   const chosen = shown.filter((r) => r.mode === "dynamic").at(-1) || shown.at(-1);
   if (chosen) {
     const { mean, low, high } = chosen.achievements;
-    const range = known(low) ? ` (${brief(low)} to ${brief(high)})` : "";
+    const range = known(low) ? ` (${hundredths(low)} to ${hundredths(high)})` : "";
     byId("headline").append(
-      make("b", {}, `${brief(mean)} achievements`), `${range} by `, make("b", {}, chosen.arm),
+      make("b", {}, `${hundredths(mean)} achievements`), `${range} by `, make("b", {}, chosen.arm),
       `, planning on `, make("b", {}, percent(chosen.plan_rate.mean)), " of its turns.");
   }
   const total = Object.entries(summary.wall_seconds).filter(([stage]) => stage !== "compile");
@@ -29,7 +29,7 @@ function showHeader() {
   }
 }
 
-function interval({ mean, low, high }, format = brief) {
+function interval({ mean, low, high }, format = hundredths) {
   const cell = make("td", {}, format(mean));
   if (known(low)) cell.append(make("span", { class: "range" }, `[${format(low)}, ${format(high)}]`));
   return cell;
