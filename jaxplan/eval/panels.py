@@ -5,7 +5,7 @@ and every mode meets the same worlds, whatever the batch.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplan.config.schema import EvaluateConfig, ModelConfig, RolloutConfig
-from jaxplan.core.mesh import to_host
+from jaxplan.core.mesh import num_shards, to_host
 from jaxplan.envs.base import Expert, TextEnv
 from jaxplan.envs.guided import GuidedEnv
 from jaxplan.eval.report import Result, make_result
 from jaxplan.eval.stats import bootstrap
 from jaxplan.models.params import LlamaParams
 from jaxplan.plan.grammar import GUIDED, parse_mode
-from jaxplan.rollout.play import play_segments
+from jaxplan.rollout.play import play_segments, take_lanes
 from jaxplan.rollout.rounds import Language, init_carry
 from jaxplan.rollout.schedule import (
     Dealer,
@@ -29,6 +29,8 @@ from jaxplan.rollout.schedule import (
     make_worlds,
 )
 from jaxplan.rollout.segment import Segment
+
+_FEWEST_LANES = 8  # fewer do not make a step cheaper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,23 +133,12 @@ def play_panel(
     Returns:
         The episodes, and the segments of the first lane (host), for a replay.
     """
-    key, dealer = jax.random.key(0), Dealer(listed, panel.rollout.num_lanes)
-    schedules = dealer.schedules()
-    carry = init_carry(panel.played, language, next(schedules), key, panel.rollout)
+    lanes = panel.rollout.num_lanes
+    dealer = Dealer(listed, lanes, _fewer(lanes))
     rows: list[dict[str, Any]] = []
     lane_segments: list[Segment] = []
     finished = env_steps = 0
-    segments = play_segments(
-        params,
-        carry,
-        language,
-        schedules,
-        env=panel.played,
-        config=panel.rollout,
-        model=panel.model,
-        budget=panel.budget,
-        turn_tokens=panel.turn_tokens,
-    )
+    segments = _segments(params, panel, language, dealer)
     while finished < len(listed):
         segment = next(segments)
         new = _finished_rows(segment, listed, dealer)
@@ -160,6 +151,36 @@ def play_panel(
     modes = [parse_mode(mode) for mode in panel.config.modes]
     columns["mode"] = np.array([modes.index(m) for m in columns["mode"].tolist()])
     return Episodes(**columns), lane_segments
+
+
+def _segments(
+    params: LlamaParams, panel: Panel, language: Language, dealer: Dealer
+) -> Iterator[Segment]:
+    """Play what is dealt, in all lanes and then in those that have not finished."""
+    env, key, schedule = panel.played, jax.random.key(0), dealer.schedule()
+    carry = init_carry(env, language, schedule, key, panel.rollout)
+    while True:
+        carry = yield from play_segments(
+            params,
+            carry,
+            language,
+            dealer.schedules(),
+            env=env,
+            config=panel.rollout,
+            model=panel.model,
+            budget=panel.budget,
+            turn_tokens=panel.turn_tokens,
+        )
+        carry = take_lanes(carry, dealer.narrow())
+
+
+def _fewer(num_lanes: int) -> int:
+    """With how many lanes to end, or 0: it is another program to be compiled."""
+    mesh = jax.sharding.get_mesh()
+    quarter = num_lanes // 4
+    worth = quarter >= _FEWEST_LANES
+    fits = mesh.empty or quarter % num_shards(mesh) == 0
+    return quarter if worth and fits else 0
 
 
 def first_lane(segment: Segment) -> Segment:

@@ -1,6 +1,10 @@
 """Play without learning: segment after segment, as evaluation and teachers want it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+
+import jax
+import numpy as np
+from jaxtyping import Array
 
 from jaxplan.config.schema import ModelConfig, RolloutConfig
 from jaxplan.core.mesh import LANES, settle
@@ -22,7 +26,7 @@ def play_segments(
     model: ModelConfig,
     budget: int,
     turn_tokens: int,
-) -> Iterator[Segment]:
+) -> Generator[Segment, None, Carry]:
     """Play on as long as there are schedules, or who asks for segments has enough.
 
     Whoever plays, with the same sizes and in the same mesh, runs one compiled program,
@@ -41,6 +45,9 @@ def play_segments(
 
     Yields:
         Segments, discounted by nothing.
+
+    Returns:
+        Where the lanes stand when there are no more schedules.
     """
     carry = settle(carry, LANES)
     language = settle(language)
@@ -59,3 +66,10 @@ def play_segments(
             decide_explore=0.0,  # said, since a default is another program to jit
         )
         yield segment
+    return carry
+
+
+@jax.jit
+def take_lanes(carry: Carry, lanes: np.ndarray | Array) -> Carry:
+    """Some of the lanes, to go on with them alone."""
+    return jax.tree.map(lambda leaf: leaf[lanes], carry)

@@ -137,21 +137,60 @@ class Dealer:
     """Deals a list of episodes out to lanes while they play (host).
 
     Who dies early is given more. Lanes are dealt several episodes in advance as long as
-    there are many left, so that short ones leave no lane idle, and one at last.
+    there are many left, so that short ones leave no lane idle, and one at last. The
+    long lives at the end can be played in fewer lanes, which cost less.
     """
 
-    def __init__(self, episodes: EpisodeList, num_lanes: int) -> None:
-        """Deal the first episodes: number b is the first of lane b."""
+    def __init__(self, episodes: EpisodeList, num_lanes: int, fewer: int = 0) -> None:
+        """Deal the first episodes: number b is the first of lane b.
+
+        Args:
+            episodes: to be played.
+            num_lanes: how many lanes play them.
+            fewer: how many go on at last, when no others have anything to play; 0 to
+                go on with all.
+        """
         self._episodes = episodes
+        self._fewer = fewer
         self._left = collections.deque(range(len(episodes)))
         self._dealt: list[list[int]] = [[] for _ in range(num_lanes)]
         self._done = np.zeros(num_lanes, int)
         self._deal()
 
+    def schedule(self) -> Schedule:
+        """What is dealt now."""
+        number = np.zeros((len(self._dealt), ENTRIES), int)
+        for row, dealt in zip(number, self._dealt, strict=True):
+            first = max(0, len(dealt) - ENTRIES)
+            for entry in range(first, len(dealt)):
+                row[entry % ENTRIES] = dealt[entry]
+        episodes = self._episodes
+        return Schedule(
+            worlds=episodes.worlds,
+            world=jnp.asarray(episodes.world[number]),
+            seed=jnp.asarray(episodes.seed[number]),
+            mode=jnp.asarray(episodes.mode[number]),
+            entries=jnp.array([len(dealt) for dealt in self._dealt], jnp.int32),
+        )
+
     def schedules(self) -> Iterator[Schedule]:
-        """What is dealt at the time of asking, for one segment after the other."""
-        while True:
-            yield self._schedule()
+        """What is dealt at the time of asking, until it is time for fewer lanes."""
+        while not self._fewer or len(self._playing()) > self._fewer:
+            yield self.schedule()
+
+    def narrow(self) -> np.ndarray:
+        """Say which lanes go on alone; the first is one of them, for it is watched."""
+        playing = self._playing()
+        idle = [lane for lane in range(len(self._dealt)) if lane not in playing]
+        lanes = np.array(playing + idle)[: self._fewer]
+        self._dealt = [self._dealt[lane] for lane in lanes]
+        self._done, self._fewer = self._done[lanes], 0
+        return lanes
+
+    def _playing(self) -> list[int]:
+        """The first lane, and all others with something left to play."""
+        dealt = np.array([len(dealt) for dealt in self._dealt])
+        return [0, *(1 + np.flatnonzero((dealt > self._done)[1:])).tolist()]
 
     def collect(self, lanes: np.ndarray, entries: np.ndarray) -> np.ndarray:
         """Take back episodes that ended, and deal the next.
@@ -177,21 +216,6 @@ class Dealer:
             for dealt, done in zip(self._dealt, self._done, strict=True):
                 if self._left and len(dealt) - done < wanted:
                     dealt.append(self._left.popleft())
-
-    def _schedule(self) -> Schedule:
-        number = np.zeros((len(self._dealt), ENTRIES), int)
-        for row, dealt in zip(number, self._dealt, strict=True):
-            first = max(0, len(dealt) - ENTRIES)
-            for entry in range(first, len(dealt)):
-                row[entry % ENTRIES] = dealt[entry]
-        episodes = self._episodes
-        return Schedule(
-            worlds=episodes.worlds,
-            world=jnp.asarray(episodes.world[number]),
-            seed=jnp.asarray(episodes.seed[number]),
-            mode=jnp.asarray(episodes.mode[number]),
-            entries=jnp.array([len(dealt) for dealt in self._dealt], jnp.int32),
-        )
 
 
 def training_schedule(

@@ -25,6 +25,7 @@ from jaxplan.eval.panels import (
 from jaxplan.eval.scripted import play_scripted_panel
 from jaxplan.models.params import init_params
 from jaxplan.rollout.lanes import world_key
+from jaxplan.rollout.rounds import run_segment
 from jaxplan.rollout.schedule import episode_key
 from jaxplan.rollout.scripted import RandomPlayer
 from jaxplan.rollout.setup import longest_turn, make_language
@@ -92,6 +93,26 @@ def test_every_world_is_played_once_in_every_mode(played):
         assert (episodes.mode == mode).all()
         assert episodes.seed.tolist() == list(range(SEED, SEED + 5))
     assert len(played.episodes.seed) == 15
+
+
+def test_episodes_are_the_same_in_many_lanes_and_then_in_fewer(played, tokenizer):
+    panel, before = played.panel, run_segment._cache_size()
+    many = dataclasses.replace(panel.rollout, num_lanes=32)
+    params = init_params(jax.random.key(1), MODEL, tokenizer.vocab_size).llama
+    episodes, _ = play_panel(
+        params,
+        dataclasses.replace(panel, rollout=many),
+        make_language(tokenizer, panel.env, PLAN),
+        played.listed,
+        lambda *_: None,
+    )
+    assert run_segment._cache_size() == before + 2, "32 lanes, and then 8"
+    for mode in range(len(MODES)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            vars(episodes.of_mode(mode)),
+            vars(played.episodes.of_mode(mode)),
+        )
 
 
 def test_progress_counts_episodes_and_env_steps(played):

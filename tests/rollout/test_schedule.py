@@ -44,22 +44,31 @@ def test_a_panel_has_every_world_in_every_mode_once(worlds, modes):
     assert episodes.mode[:modes].tolist() == list(range(modes))
 
 
-def play_by_hand(worlds, modes, lanes, turns_of, turns):
+def play_by_hand(worlds, modes, lanes, turns_of, turns, fewer=0):
     """Lanes that play so many turns a segment; episode e takes ``turns_of(e)``.
 
     Returns:
-        The episodes in the order they ended, the segments it took, and the most
+        The episodes in the order they ended, the lanes of every segment, and the most
         episodes that a lane had before it in any segment.
     """
     episodes = listed(worlds, modes)
-    dealer = Dealer(episodes, lanes)
+    dealer = Dealer(episodes, lanes, fewer)
     schedules, ended = dealer.schedules(), []
     entry, left = [0] * lanes, [None] * lanes
-    segments = most = 0
+    widths, most = [], 0
     while len(ended) < len(episodes):
-        plan = jax.device_get(next(schedules))
+        plan = jax.device_get(next(schedules, None))
+        if plan is None:
+            kept, schedules = dealer.narrow().tolist(), dealer.schedules()
+            assert [lane for lane in range(lanes) if left[lane]] == sorted(
+                lane for lane in kept if left[lane]
+            ), "nobody is left in the middle of an episode"
+            assert kept[0] == 0
+            entry, left = [entry[lane] for lane in kept], [left[lane] for lane in kept]
+            lanes = len(kept)
+            continue
         assert plan.world.shape == (lanes, ENTRIES), "one program for all"
-        segments, over = segments + 1, []
+        widths, over = [*widths, lanes], []
         most = max(most, *(plan.entries - entry))
         for lane in range(lanes):
             time = turns
@@ -77,7 +86,7 @@ def play_by_hand(worlds, modes, lanes, turns_of, turns):
         lane, which, at = np.array(over, int).reshape(-1, 3).T
         np.testing.assert_array_equal(dealer.collect(lane, which), at)
         ended += at.tolist()
-    return ended, segments, most
+    return ended, widths, most
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 7, 40])
@@ -90,16 +99,34 @@ def test_lanes_whose_episodes_are_short_are_dealt_more():
     def turns_of(episode):  # all of the first lane are long, if dealt out in turn
         return 40 if episode % 4 == 0 else 10
 
-    _, segments, _ = play_by_hand(16, 4, 4, turns_of, turns=5)
-    total = sum(turns_of(e) for e in range(64))
+    _, widths, _ = play_by_hand(16, 4, 4, turns_of, turns=5)
+    segments, total = len(widths), sum(turns_of(e) for e in range(64))
     assert segments <= (total / 4 + 40 + 10) / 5, "at the end a lane may wait for one"
     assert segments < 16 * 40 / 5, "sooner than who is dealt them in turn"
 
 
 def test_short_episodes_are_dealt_many_at_a_time_but_not_more_than_fit():
-    _, segments, most = play_by_hand(400, 1, 2, turns_of=lambda e: 1, turns=100)
+    _, widths, most = play_by_hand(400, 1, 2, turns_of=lambda e: 1, turns=100)
     assert most == ENTRIES
-    assert segments < 30
+    assert len(widths) < 30
+
+
+@pytest.mark.parametrize("long", [3, 24, 39])  # in one of the last ones and before
+def test_long_lives_at_the_end_are_played_in_fewer_lanes(long):
+    def turns_of(episode):
+        return 60 if episode == long else 1 + episode % 6
+
+    ended, widths, _ = play_by_hand(10, 4, 8, turns_of, turns=4, fewer=2)
+    assert sorted(ended) == list(range(40))
+    assert widths == sorted(widths, reverse=True)
+    assert set(widths) == {8, 2}
+    assert widths.count(8) < 12
+
+
+def test_few_episodes_are_played_in_fewer_lanes_from_the_start():
+    ended, widths, _ = play_by_hand(2, 1, 8, turns_of=lambda e: 9, turns=4, fewer=2)
+    assert sorted(ended) == [0, 1]
+    assert widths == [2, 2, 2]
 
 
 def test_a_world_depends_on_its_seed_alone():
