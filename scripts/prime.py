@@ -5,7 +5,9 @@
 Every student and seed is a run of its own, started with scripts/train.py, in
 ``run_root/<name>-<student>-<seed>``; all learn from the dataset of ``<name>-data``. The
 same command again goes on where it was, and ``--jobs 2`` runs two side by side. Prints
-the tables; ``result.json`` is in ``run_root/<name>``.
+the tables; ``result.json`` is in ``run_root/<name>``. With ``--guided`` the students
+play again while the world's expert looks on and tells them when to plan, or what: that
+table and its ``result.json`` are in ``run_root/<name>-guided``.
 """
 
 import argparse
@@ -48,7 +50,7 @@ def main() -> int:
     args = _parse()
     try:
         config = load_config(args.config, args.overrides)
-        batches = plan_jobs(config, args)
+        batches = plan_guided(config, args) if args.guided else plan_jobs(config, args)
         if config.plan.prices:
             raise ConfigError(
                 [
@@ -68,7 +70,8 @@ def main() -> int:
         status = run_jobs(command, batch, args.jobs)
         if status:
             return status
-    print(_write(config, args.seeds))
+    write = _write_guided if args.guided else _write
+    print(write(config, args.seeds))
     return 0
 
 
@@ -100,22 +103,39 @@ class Runs:
 
 def plan_jobs(config: RunConfig, args: argparse.Namespace) -> list[list[Job]]:
     """The runs, in batches: each needs those before it, and none of its own."""
-    runs, seeds = Runs.of(config), range(args.seeds)
-    collect: Job = (runs.data.name, ["stages=[collect]"])
-    students = [_train(config, student, seed) for seed in seeds for student in STUDENTS]
-    small = (
+    runs = Runs.of(config)
+    curves = [
+        _play(runs, student, 0, "curve", CURVE, *_small(args)) for student in FORCED
+    ]
+    return [*_priming(config, args.seeds), curves]
+
+
+def plan_guided(config: RunConfig, args: argparse.Namespace) -> list[list[Job]]:
+    """The runs of the students with their teacher's help, in the same manner."""
+    runs, (student, modes) = Runs.of(config), GUIDED_CURVE
+    curve = _play(runs, student, 0, "guided-curve", modes, *_small(args))
+    guided = [
+        _play(runs, student, seed, "guided", ",".join(modes))
+        for student, modes in GUIDED.items()
+        for seed in range(args.seeds)
+    ]
+    return [*_priming(config, args.seeds), [curve, *guided]]
+
+
+def _priming(config: RunConfig, seeds: int) -> list[list[Job]]:
+    students = [  # the longest first, so that all cores are done at about one time
+        _train(config, student, seed)
+        for student in reversed(STUDENTS)
+        for seed in range(seeds)
+    ]
+    return [[(Runs.of(config).data.name, ["stages=[collect]"])], students]
+
+
+def _small(args: argparse.Namespace) -> tuple[str, str]:
+    return (
         f"evaluate.episodes={args.curve_episodes}",
         f"evaluate.max_steps={args.curve_steps}",
     )
-    curves = [_play(runs, student, 0, "curve", CURVE, *small) for student in FORCED]
-    guided = [
-        _play(runs, student, seed, "guided", ",".join(modes))
-        for seed in seeds
-        for student, modes in GUIDED.items()
-    ]
-    student, modes = GUIDED_CURVE
-    guided.append(_play(runs, student, 0, "guided-curve", modes, *small))
-    return [[collect], students, curves, guided]
 
 
 def _train(config: RunConfig, student: str, seed: int) -> Job:
@@ -151,6 +171,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--jobs", type=jobs_at_once, default=1, help="side by side")
     parser.add_argument("--curve-episodes", type=_count, default=64)
     parser.add_argument("--curve-steps", type=_count, default=600)
+    parser.add_argument(
+        "--guided", action="store_true", help="play with the help of the expert"
+    )
     parser.add_argument("--resume", action="store_true", help="as of train.py")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_intermixed_args()
@@ -163,65 +186,84 @@ def _count(text: str) -> int:
 
 
 def _write(config: RunConfig, seeds: int) -> str:
-    from jaxplan.eval.priming import format_priming, measure
-    from jaxplan.io.rundir import commits_of, made_by, warn_of
+    from jaxplan.eval.priming import format_priming, measure, summarise
 
-    runs, helped = Runs.of(config), GUIDED_CURVE[0]
+    runs = Runs.of(config)
+    forced = {student: runs.again(student, 0, "curve") for student in FORCED}
+    students, events, trained = _students(runs, seeds)
+    made = [*trained, *forced.values()]
+    result = {
+        **_made(config, made),
+        **measure(runs.data, made),
+        "students": summarise(students, events, config.evaluate.confidence),
+        "curves": {student: _results(run) for student, run in forced.items()},
+    }
+    _save(runs.root / runs.name, result)
+    return format_priming(result)
+
+
+def _write_guided(config: RunConfig, seeds: int) -> str:
+    from jaxplan.eval.priming import (
+        format_guided,
+        playing_seconds,
+        read_student,
+        summarise_guided,
+    )
+    from jaxplan.io.rundir import commits_of
+
+    runs, student = Runs.of(config), GUIDED_CURVE[0]
+    students, events, trained = _students(runs, seeds)
+    played = {
+        student: [runs.again(student, seed, "guided") for seed in range(seeds)]
+        for student in GUIDED
+    }
+    curve = runs.again(student, 0, "guided-curve")
+    guided = [
+        (mode, read_student(student, played[student], mode, len(events)))
+        for student, modes in GUIDED.items()
+        for mode in modes
+    ]
+    made = [*chain(*played.values()), curve]
+    result = {
+        **_made(config, made),
+        "students_commit": commits_of(trained),
+        "wall_seconds": {"evaluate": playing_seconds(made)},
+        "students": summarise_guided(students, guided, config.evaluate.confidence),
+        "curve": {"student": student, "results": _results(curve)},
+    }
+    _save(runs.root / f"{runs.name}-guided", result)
+    return format_guided(result)
+
+
+def _students(runs: Runs, seeds: int) -> tuple[list, list[str], list[Path]]:
+    """The students as they play alone, the world's events, and all of their runs."""
+    from jaxplan.eval.priming import read_student
+
     own = {
         student: [runs.student(student, seed) for seed in range(seeds)]
         for student in STUDENTS
     }
-    guided = {
-        student: [runs.again(student, seed, "guided") for seed in range(seeds)]
-        for student in GUIDED
-    }
-    forced = {student: runs.again(student, 0, "curve") for student in FORCED}
-    guided_curve = runs.again(helped, 0, "guided-curve")
-    first = [*chain(*own.values()), *forced.values()]
-    later = [*chain(*guided.values()), guided_curve]
-    commits = commits_of(first), commits_of(later)
-    for commit in dict.fromkeys(commits):
-        warn_of(commit)
-    rows, guided_rows = _summarise(own, guided, config.evaluate.confidence)
-    result = {
-        "question": config.about.question,
-        "run": config.about.run,
-        **made_by(),
-        "commit": commits[0],
-        **measure(runs.data, [*first, *later]),
-        "students": rows,
-        "curves": {student: _results(run) for student, run in forced.items()},
-        "guided": {
-            "commit": commits[1],
-            "students": guided_rows,
-            "curve": {"student": helped, "results": _results(guided_curve)},
-        },
-    }
-    folder = runs.root / runs.name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    return format_priming(result)
-
-
-def _summarise(
-    own: dict[str, list[Path]], guided: dict[str, list[Path]], confidence: float
-) -> tuple[list[dict], list[dict]]:
-    from jaxplan.eval.priming import read_student, summarise, summarise_guided
-
     events = list(_results(own["dynamic"][0])[0]["per_event"])
     students = [
         read_student(student, paths, STUDENTS[student][0], len(events))
         for student, paths in own.items()
     ]
-    again = [
-        (mode, read_student(student, guided[student], mode, len(events)))
-        for student, modes in GUIDED.items()
-        for mode in modes
-    ]
-    return (
-        summarise(students, events, confidence),
-        summarise_guided(students, again, confidence),
-    )
+    return students, events, [*chain(*own.values())]
+
+
+def _made(config: RunConfig, made: list[Path]) -> dict:
+    """What was asked, and who answered it: the commit of the runs, not of the table."""
+    from jaxplan.io.rundir import commits_of, made_by, warn_of
+
+    commit = commits_of(made)
+    warn_of(commit)
+    about = {"question": config.about.question, "run": config.about.run}
+    return {**about, **made_by(), "commit": commit}
+
+
+def _save(folder: Path, result: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _results(run: Path) -> list[dict]:

@@ -198,7 +198,7 @@ def measure(data: Path, runs: Sequence[Path]) -> dict[str, Any]:
     sft = [_read(run, "sft") for run in runs if marker(run, "sft").exists()]
     seconds = {"collect": _read(data, "collect")["wall_seconds"]}
     seconds["sft"] = sum(own["wall_seconds"] for own in sft)
-    seconds["evaluate"] = sum(_read(run, "evaluate")["wall_seconds"] for run in runs)
+    seconds["evaluate"] = playing_seconds(runs)
     speeds = [
         row["sft/tokens_per_second"]
         for run in runs
@@ -213,14 +213,17 @@ def measure(data: Path, runs: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+def playing_seconds(runs: Sequence[Path]) -> float:
+    """How long some runs have played, one after the other."""
+    return float(sum(_read(run, "evaluate")["wall_seconds"] for run in runs))
+
+
 def format_priming(result: Mapping[str, Any]) -> str:
     """Write the tables of the experiment as Markdown.
 
     Args:
-        result: ``students``, the rows of ``summarise``; ``curves``, by student the
-            results of the panel over forced plan frequencies; and ``guided``: in
-            ``students`` the rows of ``summarise_guided``, and the ``curve`` of one
-            ``student`` over how often.
+        result: ``students``, the rows of ``summarise``; and ``curves``, by student the
+            results of the panel over forced plan frequencies.
     """
     rows = result["students"]
     head = (
@@ -251,7 +254,16 @@ def format_priming(result: Mapping[str, Any]) -> str:
     ]
     for student, results in result["curves"].items():
         parts.append(_curve(f"{student}, forced", results))
-    guided = result["guided"]
+    return "\n".join(parts)
+
+
+def format_guided(result: Mapping[str, Any]) -> str:
+    """Write the tables of the students with their teacher's help, as Markdown.
+
+    Args:
+        result: ``students``, the rows of ``summarise_guided``; and the ``curve`` of one
+            ``student`` over how often, the ``results`` of the panel.
+    """
     head = (
         *("student", "with the expert's help", "achievements", "by seed"),
         *("more than without", "score", "alive", "plan tokens a step"),
@@ -265,12 +277,11 @@ def format_priming(result: Mapping[str, Any]) -> str:
             *(show_interval(row[name]) for name in ("gain", "score", "alive")),
             show_interval(row["plan_tokens_per_step"]),
         )
-        for row in guided["students"]
+        for row in result["students"]
     ]
-    curve = guided["curve"]
-    parts.append(_markdown(head, body))
-    parts.append(_curve(f"{curve['student']}, guided", curve["results"]))
-    return "\n".join(parts)
+    curve = result["curve"]
+    title = f"{curve['student']}, guided"
+    return "\n".join([_markdown(head, body), _curve(title, curve["results"])])
 
 
 def _curve(title: str, results: Sequence[Mapping[str, Any]]) -> str:

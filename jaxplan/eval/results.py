@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxplan.eval.comparison import format_comparison
 from jaxplan.eval.pairs import Pairs, compare_modes, format_pairs
-from jaxplan.eval.priming import format_priming
+from jaxplan.eval.priming import format_guided, format_priming
 from jaxplan.eval.report import format_table
 from jaxplan.eval.scripted import format_play
 from jaxplan.eval.sweep import format_sweep
@@ -86,7 +86,7 @@ def _keep_table(table: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     about, commit = config["about"], result["commit"]
     if any(result[key] != about[key] for key in ("question", "run")):
         raise ValueError(f"{table} answers {result['question']!r}, not the config's")
-    for name in (commit, result.get("guided", result)["commit"]):
+    for name in (commit, result.get("students_commit", commit)):
         if "," in str(name) or not is_kept(name):
             raise ValueError(
                 f"{table}: made by {name or 'an unknown commit'}; commit first and let "
@@ -222,6 +222,11 @@ def table_of_students(result: Mapping[str, Any]) -> str:
     return f"\n{format_priming(result)}\n"
 
 
+def table_of_guided(result: Mapping[str, Any]) -> str:
+    """Its students with the help of their teacher, Markdown tables."""
+    return f"\n{format_guided(result)}\n"
+
+
 def table_of_sweep(result: Mapping[str, Any]) -> str:
     """The points of a sweep (scripts/sweep.py), a Markdown table."""
     return f"\n{format_sweep(result['rows'])}\n"
@@ -234,6 +239,7 @@ TABLES = {
     "measures": table_of_measures,
     "points": table_of_points,
     "students": table_of_students,
+    "guided": table_of_guided,
     "sweep": table_of_sweep,
 }
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxplan.eval.priming import (
+    format_guided,
     format_priming,
     measure,
     read_student,
@@ -77,19 +78,19 @@ def test_the_table_has_a_line_for_each_student_achievement_and_mode(students):
     interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
     names = ("achievements", "plan_rate", "steps")
     curve = [{"mode": "every-2"} | dict.fromkeys(names, interval)]
-    often = [curve[0] | {"mode": "scripted-2"}]
-    guided = {
-        "students": summarise_guided(students, [("scripted-4", students[1])], 0.9),
-        "curve": {"student": "plans", "results": often},
-    }
-    result = {"students": rows, "curves": {"plans": curve}, "guided": guided}
-    text = format_priming(result)
-    assert "| none | scripted-4 | 1.00 [0.50, 1.50] | 0.50 1.50 | 0.00 [0.00," in text
-    assert f"| scripted-2 |{' 0.50 [0.25, 0.75] |' * 3}" in text
+    text = format_priming({"students": rows, "curves": {"plans": curve}})
     assert "| plans | 2.00 [1.50, 2.50] | 2.00 2.00 | 0.00 [0.00, 0.00] |" in text
     assert "| stone | 75% | 0% |" in text
     assert f"| every-2 |{' 0.50 [0.25, 0.75] |' * 3}" in text
     assert "| - |" in text  # no plans, no perplexity of plans
+    often = [curve[0] | {"mode": "scripted-2"}]
+    result = {
+        "students": summarise_guided(students, [("scripted-4", students[1])], 0.9),
+        "curve": {"student": "plans", "results": often},
+    }
+    text = format_guided(result)
+    assert "| none | scripted-4 | 1.00 [0.50, 1.50] | 0.50 1.50 | 0.00 [0.00," in text
+    assert f"| scripted-2 |{' 0.50 [0.25, 0.75] |' * 3}" in text
 
 
 def test_who_is_guided_is_compared_with_itself_alone(students):

@@ -126,6 +126,10 @@ def test_the_table_of_a_sweep_is_kept_as_it_is(tmp_path):
         (tmp_path / "result.json").write_text(json.dumps(result | {"commit": commit}))
         with pytest.raises(ValueError, match="let one commit make every run"):
             keep_result(tmp_path, {"about": about})
+    helped = result | {"students_commit": "abc1234-dirty"}
+    (tmp_path / "result.json").write_text(json.dumps(helped))
+    with pytest.raises(ValueError, match="made by abc1234-dirty"):
+        keep_result(tmp_path, {"about": about})
 
 
 def test_a_result_lies_beside_its_config():

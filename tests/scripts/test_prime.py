@@ -51,12 +51,13 @@ def test_priming_makes_its_table_with_one_command(tmp_path):
     assert rows["naive"]["perplexity_plan"] is None
     assert rows["naive"]["plan_tokens_per_step"]["mean"] == 0
     assert [row["mode"] for row in result["curves"]["naive"]][-1] == "dynamic"
-    guided = result["guided"]
+    again = start("prime.py", tmp_path, *few, *sizes, *asked, "--guided")
+    assert again.returncode == 0
+    assert "sft: done before" in again.stderr
+    guided = json.loads((tmp_path / "tiny-guided" / "result.json").read_text())
     assert [row["student"] for row in guided["students"]] == ["dynamic", *rows][:4]
     assert all(row["plan_tokens_per_step"]["mean"] > 0 for row in guided["students"])
     assert guided["curve"]["results"][0]["mode"] == "scripted-1"
+    assert "| scripted-1 |" in again.stdout
     assert "| dynamic |" in done.stdout
     assert "tiny-naive-0: sft  4/4" in done.stderr, "side by side"
-    again = start("prime.py", tmp_path, *few, *sizes, *asked)
-    assert again.returncode == 0
-    assert "sft: done before" in again.stderr
